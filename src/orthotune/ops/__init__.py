@@ -1,0 +1,1 @@
+"""The methods as functions of tensors: no PEFT here, each map can be used and tested alone."""

@@ -1,0 +1,201 @@
+"""GOFT and qGOFT as a PEFT tuner; the maths is in :mod:`orthotune.ops.givens`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from orthotune.errors import InputError
+from orthotune.ops import givens
+from orthotune.ops.precision import layer_dtype
+from orthotune.tuners._registration import peft_type
+from orthotune.tuners.config import AdapterConfig
+from orthotune.tuners.hosts import Conv2dHost, LinearHost
+from orthotune.tuners.layer import AdapterLayer
+from orthotune.tuners.model import AdapterModel
+
+
+@dataclass
+class GOFTConfig(AdapterConfig):
+    """Configuration of GOFT: W* = R W, R a tree of D - 1 plane rotations (Ma et al., ICML 2024, arXiv 2404.04316).
+
+    With D = in_features and n = out_features of a layer, an adapter has
+
+    * ``goft_theta`` (num_trees * (D - 1),): the angles in radians, zero at the start; or, with ``quasi=True``,
+    * ``goft_block`` (num_trees * (D - 1), 2, 2): 2x2 blocks ``[[a1, b1], [a2, b2]]``, the identity at the start;
+    * ``goft_scale``, ones at the start: (n,) with ``scale="output"``, W* = R W diag(s), which keeps the angles between
+      the neurons; (D,) with ``scale="input"``, W* = R diag(s) W.
+
+    A convolution's neurons are its kernels laid flat: D = in_channels * kh * kw.
+    Raises InputError, a ValueError, for a value out of range.
+    """
+
+    quasi: bool = field(
+        default=False, metadata={"help": "qGOFT: free 2x2 blocks, softly held orthogonal, instead of rotations."}
+    )
+    scale: Literal["output", "input"] | None = field(
+        default=None, metadata={"help": "Also learn a diagonal, on the 'output' or the 'input' side of the weight."}
+    )
+    num_trees: int = field(
+        default=1, metadata={"help": "Number of rotation trees, with coordinates permuted between them; 1: the paper."}
+    )
+    reg_lambda: float = field(
+        default=1e-3, metadata={"help": "Strength of qGOFT's orthogonality penalty in the training loss."}
+    )
+    init_weights: bool | Literal["paper"] = field(
+        default=True, metadata={"help": "True or 'paper': start as a no-op. False: a random start."}
+    )
+
+    def __post_init__(self) -> None:
+        self.peft_type = peft_type("GOFT")
+        super().__post_init__()
+        self.check_choice("scale", (None, "output", "input"))
+        self.check_choice("init_weights", (True, False, "paper"))
+        self.check_positive("num_trees")
+        if not (isinstance(self.reg_lambda, int | float) and 0 <= self.reg_lambda < math.inf):
+            raise InputError(f"reg_lambda={self.reg_lambda!r} is out of range: it is a finite number of at least 0")
+
+
+class GOFTLayer(AdapterLayer):
+    """Rotations on a layer's input coordinates."""
+
+    method = "goft"
+    adapter_layer_names: tuple[str, ...] = ("goft_theta", "goft_block", "goft_scale")
+
+    @classmethod
+    def check(cls, config: GOFTConfig, module_name: str, in_features: int, out_features: int) -> None:
+        if in_features < 2:
+            raise InputError(
+                f"layer {module_name!r} has width in_features={in_features}: a rotation needs at least 2 coordinates; "
+                "name the layer in exclude_modules"
+            )
+
+    def create_parameters(self, adapter_name: str, config: GOFTConfig) -> None:
+        count = config.num_trees * givens.num_rotations(self.in_features)
+        random = config.init_weights is False
+        if config.quasi:
+            block = givens.identity_blocks(count)
+            self.goft_block[adapter_name] = nn.Parameter(block + 0.2 * torch.randn_like(block) if random else block)
+        else:
+            theta = torch.zeros(count)
+            self.goft_theta[adapter_name] = nn.Parameter(theta.uniform_(-math.pi, math.pi) if random else theta)
+        if config.scale is not None:
+            scale = torch.ones(self.out_features if config.scale == "output" else self.in_features)
+            self.goft_scale[adapter_name] = nn.Parameter(scale + 0.2 * torch.randn_like(scale) if random else scale)
+
+    def blocks(self, adapter: str, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the 2x2 blocks of an adapter, (num_trees * (D - 1), 2, 2)."""
+        if self.adapter_options[adapter].quasi:
+            return self.parameter("goft_block", adapter, dtype)
+        return givens.rotation_blocks(self.parameter("goft_theta", adapter, dtype))
+
+    def adapt_matrix(self, matrix: Tensor, adapter: str) -> Tensor:
+        config = self.adapter_options[adapter]
+        if config.scale == "input":
+            matrix = matrix * self.parameter("goft_scale", adapter, matrix.dtype)
+        matrix = givens.apply(
+            matrix, self.blocks(adapter, matrix.dtype), num_trees=config.num_trees, transpose=True
+        )
+        if config.scale == "output":
+            matrix = matrix * self.parameter("goft_scale", adapter, matrix.dtype)[:, None]
+        return matrix
+
+    def penalty(self, adapter: str) -> Tensor | None:
+        """Return an adapter's weighted orthogonality penalty, a scalar; None for GOFT, whose rotations are exact."""
+        config = self.adapter_options[adapter]
+        return config.reg_lambda * givens.penalty(self.blocks(adapter)) if config.quasi else None
+
+    def defect(self, adapter: str) -> float:
+        """Return max |R^T R - I|."""
+        config = self.adapter_options[adapter]
+        return givens.defect(self.blocks(adapter), self.in_features, num_trees=config.num_trees)
+
+
+class GOFTLinear(GOFTLayer, LinearHost):
+    """Rotates the activations and leaves the weight alone: x W* = (x R) W, O(D) a vector."""
+
+    def adapted_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        x = x.to(layer_dtype(x))
+        for adapter in reversed(adapters):
+            config = self.adapter_options[adapter]
+            x = givens.apply(x, self.blocks(adapter, x.dtype), num_trees=config.num_trees)
+            if config.scale == "input":
+                x = x * self.parameter("goft_scale", adapter).to(x.dtype)
+        scales = [a for a in adapters if self.adapter_options[a].scale == "output"]
+        if not scales:
+            return self.base_layer(x, *args, **kwargs)
+        y = self.base_linear(x)
+        for adapter in scales:
+            y = y * self.parameter("goft_scale", adapter).to(y.dtype)
+        bias = self.get_base_layer().bias
+        return y if bias is None else y + bias.to(y.dtype)
+
+
+class GOFTConv2d(GOFTLayer, Conv2dHost):
+    """Rotates each kernel laid flat, on the weight side."""
+
+
+class GOFTModel(AdapterModel):
+    """Puts GOFT or qGOFT adapters on a model, and adds qGOFT's penalty to the loss the model returns.
+
+    Args:
+        model: the model to adapt.
+        config: a :class:`GOFTConfig`.
+        adapter_name: name of the adapter.
+        low_cpu_mem_usage: make empty adapter weights on the meta device.
+    """
+
+    prefix: str = "goft_"
+    tuner_layer_cls = GOFTLayer
+    layer_classes: ClassVar[dict[type[AdapterLayer], type[AdapterLayer]]] = {
+        LinearHost: GOFTLinear,
+        Conv2dHost: GOFTConv2d,
+    }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; if its output has a loss, the active qGOFT adapters' penalty is in it."""
+        return add_to_loss(self.model(*args, **kwargs), penalty(self.model), kwargs.get("labels") is not None)
+
+
+def penalty(model: nn.Module) -> Tensor | None:
+    """Return the summed penalty of the active, enabled, unmerged qGOFT adapters, or None where there is none."""
+    total: Tensor | None = None
+    for layer in model.modules():
+        if not isinstance(layer, GOFTLayer) or layer.merged or layer.disable_adapters:
+            continue
+        for adapter in layer.own_adapters(layer.active_adapters):
+            value = layer.penalty(adapter)
+            if value is not None:
+                total = value if total is None else total + value.to(total.device)
+    return total
+
+
+def add_to_loss(output: Any, value: Tensor | None, has_labels: bool) -> Any:
+    """Return a model's output with ``value`` added to its loss: an attribute or key ``loss``, or the head of a tuple.
+
+    A tuple's first element is a loss only if labels were given and it is a scalar.
+    """
+    if value is None:
+        return output
+    if isinstance(output, tuple) and not hasattr(output, "_fields"):
+        first = output[0] if output else None
+        if has_labels and isinstance(first, Tensor) and first.ndim == 0:
+            return (first + value.to(first.device), *output[1:])
+        return output
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor):
+        return output
+    loss = loss + value.to(loss.device)
+    if isinstance(output, Mapping) and not hasattr(output, "loss"):
+        return {**output, "loss": loss}
+    if hasattr(output, "_replace"):
+        return output._replace(loss=loss)
+    if hasattr(output, "__dataclass_fields__") and not isinstance(output, Mapping):
+        return replace(output, loss=loss)
+    output.loss = loss
+    return output

@@ -1,0 +1,129 @@
+"""Base layers: how the weight of each kind is seen as the papers' matrix, and how the layer is run with an adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from orthotune.errors import InputError
+from orthotune.ops.precision import layer_dtype
+from orthotune.tuners.layer import AdapterLayer
+
+
+class UnsupportedLayerError(InputError, TypeError):
+    """A layer that no adapter of this package can be put on."""
+
+
+class LinearHost(AdapterLayer):
+    """``nn.Linear``, or transformers' ``Conv1D`` whose weight is stored (in, out)."""
+
+    @classmethod
+    def matrix_shape(cls, base_layer: nn.Module) -> tuple[int, int]:
+        out_features, in_features = base_layer.weight.shape
+        if isinstance(base_layer, Conv1D):
+            return out_features, in_features
+        return in_features, out_features
+
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """Whether the base weight is stored (in, out)."""
+        return isinstance(self.get_base_layer(), Conv1D)
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        return weight.T if self.fan_in_fan_out else weight
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        return matrix.T if self.fan_in_fan_out else matrix
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the base layer is the frozen layer itself, so that its weight may be used in place of a call."""
+        return not isinstance(self.base_layer, BaseTunerLayer)
+
+    def base_linear(self, x: Tensor) -> Tensor:
+        """Return ``x W``, the base layer without its bias."""
+        base = self.get_base_layer()
+        if self.is_plain:
+            dtype = layer_dtype(x)
+            return F.linear(x.to(dtype), self.to_matrix(base.weight).to(dtype))
+        y = self.base_layer(x)
+        return y if base.bias is None else y - base.bias
+
+
+class Conv2dHost(AdapterLayer):
+    """``nn.Conv2d`` without groups: the kernel (out, in, kh, kw) is the matrix (out, in * kh * kw).
+
+    The adapted kernel is built once a forward pass and convolved with the base layer's own stride, padding and dilation.
+    """
+
+    @classmethod
+    def matrix_shape(cls, base_layer: nn.Module) -> tuple[int, int]:
+        out, *rest = base_layer.weight.shape
+        return rest[0] * rest[1] * rest[2], out
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        return matrix.reshape(self.get_base_layer().weight.shape)
+
+    def adapted_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        weight, bias = self.adapted_weight(adapters)
+        dtype = layer_dtype(x)
+        return self.get_base_layer()._conv_forward(
+            x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        )
+
+
+class NormHost(AdapterLayer):
+    """A normalisation with a weight per channel (LayerNorm, RMSNorm, GroupNorm, ...): the matrix is (n, 1)."""
+
+    @classmethod
+    def matrix_shape(cls, base_layer: nn.Module) -> tuple[int, int]:
+        return 1, base_layer.weight.numel()
+
+    def to_matrix(self, weight: Tensor) -> Tensor:
+        return weight[:, None]
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        return matrix[:, 0]
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether the channels are dimension 1 of the output rather than the last."""
+        base = self.get_base_layer()
+        return isinstance(base, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) or type(base).__name__.endswith("2d")
+
+
+def host_of(module: nn.Module, name: str) -> type[AdapterLayer]:
+    """Return the host class for a base layer.
+
+    Raises UnsupportedLayerError, naming the layer, its type and what is supported.
+    """
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    if isinstance(base, nn.Linear | Conv1D):
+        return LinearHost
+    if isinstance(base, nn.Conv2d) and not isinstance(base, nn.ConvTranspose2d):
+        if base.groups != 1:
+            raise UnsupportedLayerError(
+                f"layer {name!r} is a Conv2d with groups={base.groups}; only groups=1 is supported: leave it out of "
+                "target_modules or name it in exclude_modules"
+            )
+        if module is not base:
+            raise UnsupportedLayerError(
+                f"layer {name!r} is a Conv2d that carries an adapter of another method ({type(module).__name__}); "
+                "put the two on different convolutions"
+            )
+        return Conv2dHost
+    weight = getattr(base, "weight", None)
+    if "norm" in type(base).__name__.lower() and isinstance(weight, nn.Parameter) and weight.ndim == 1:
+        return NormHost
+    raise UnsupportedLayerError(
+        f"layer {name!r} is a {type(base).__name__}, which is not supported: adapters go on nn.Linear, transformers' "
+        "Conv1D, nn.Conv2d without groups and (RLRR) normalisations that have a weight; narrow target_modules or name "
+        "it in exclude_modules"
+    )

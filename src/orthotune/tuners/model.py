@@ -1,0 +1,151 @@
+"""The tuner: finds the layers that a configuration targets, checks all of them, then puts adapters on them."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+
+from orthotune.errors import InputError
+from orthotune.tuners.config import AdapterConfig
+from orthotune.tuners.fused import (
+    FusedProjection,
+    is_targeted,
+    part_names,
+    split_fused_projections,
+    targeted_parts,
+)
+from orthotune.tuners.hosts import UnsupportedLayerError, host_of
+from orthotune.tuners.layer import AdapterLayer
+
+# queries and values, as PEFT does for LoRA, with the vision transformers that its table leaves out
+_QUERY_VALUE = ["q", "v", "query", "value", "q_proj", "v_proj"]
+DEFAULT_TARGETS: dict[str, list[str] | str] = {
+    **dict.fromkeys(("vit", "deit", "beit", "swin", "swinv2", "dinov2", "vit_mae", "clip", "siglip"), _QUERY_VALUE),
+    **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+}
+
+
+class AdapterModel(BaseTuner):
+    """Base of the three tuners; a method supplies its layer classes, one for each host it supports."""
+
+    layer_classes: ClassVar[dict[type[AdapterLayer], type[AdapterLayer]]]
+    target_module_mapping = DEFAULT_TARGETS
+
+    def _prepare_model(self, peft_config: AdapterConfig, model: nn.Module) -> None:
+        """Check every targeted layer before any is touched, then split the fused ones."""
+        _maybe_include_all_linear_layers(peft_config, model)
+        targets = {name: module for name, module in _outside_adapters(model) if is_targeted(peft_config, name)}
+        for name, module in targets.items():
+            if not isinstance(module, nn.Identity):
+                self._check_layer(peft_config, module, name)
+        if targets and all(isinstance(module, nn.Identity) for module in targets.values()):
+            raise UnsupportedLayerError(
+                f"target_modules matches only placeholders (nn.Identity) in this model: {', '.join(targets)}"
+            )
+        for name, parts in targeted_parts(model, peft_config).items():
+            self._check_layer(peft_config, model.get_submodule(name), name, parts=len(parts))
+        split_fused_projections(model, peft_config)
+
+    def _check_layer(self, peft_config: AdapterConfig, module: nn.Module, name: str, parts: int = 1) -> None:
+        layer_cls = self.layer_class(module, name)
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        in_features, out_features = layer_cls.matrix_shape(base)
+        layer_cls.check(peft_config, name, in_features, out_features // parts)
+
+    @classmethod
+    def layer_class(cls, module: nn.Module, name: str) -> type[AdapterLayer]:
+        """Return the adapter layer class for a base layer, or raise UnsupportedLayerError naming it."""
+        if isinstance(module, FusedProjection):
+            raise UnsupportedLayerError(
+                f"layer {name!r} is adapted in parts ({', '.join(module.parts)}) by another adapter; target the parts"
+            )
+        host = host_of(module, name)
+        if host not in cls.layer_classes:
+            supported = ", ".join(sorted(h.__name__.removesuffix("Host") for h in cls.layer_classes))
+            base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            raise UnsupportedLayerError(
+                f"layer {name!r} is a {type(base).__name__}, which {cls.__name__.removesuffix('Model')} does not adapt "
+                f"(it does: {supported}); narrow target_modules or name the layer in exclude_modules"
+            )
+        return cls.layer_classes[host]
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: AdapterConfig, key: str) -> bool:
+        return is_targeted(peft_config, key)
+
+    def _create_and_replace(
+        self,
+        peft_config: AdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        if isinstance(target, nn.Identity):
+            return  # a layer this model leaves out, such as the norm of timm's patch embedding
+        if isinstance(target, self.tuner_layer_cls):
+            target.update_layer(adapter_name, peft_config)
+            return
+        layer = self.layer_class(target, current_key)(target, current_key)
+        base = layer.get_base_layer()
+        if peft_config.fan_in_fan_out and isinstance(base, nn.Linear):
+            warnings.warn(
+                "fan_in_fan_out is set to True but the target module is `torch.nn.Linear`. Setting fan_in_fan_out to "
+                "False.",
+                stacklevel=2,
+            )
+            peft_config.fan_in_fan_out = False
+        elif not peft_config.fan_in_fan_out:
+            peft_config.fan_in_fan_out = getattr(layer, "fan_in_fan_out", False)
+        layer._active_adapter = adapter_name
+        layer.update_layer(adapter_name, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """See PEFT; an error about target modules that match nothing also gives the nearest names there are."""
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except ValueError as error:
+            targets = self.peft_config[adapter_name].target_modules
+            if isinstance(error, InputError) or "not found in the base model" not in str(error):
+                raise
+            raise type(error)(f"{error} {_near_names(model, targets)}") from None
+
+
+def _outside_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the model's modules by name, leaving out the root and what lies inside adapter layers."""
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if name and not name.startswith(inside or "\0"):
+            if isinstance(module, BaseTunerLayer):
+                inside = (*inside, f"{name}.")
+            yield name, module
+
+
+def _near_names(model: nn.Module, targets: set[str] | list[str] | str) -> str:
+    """Say which of the model's layers have names like the targets, or which last names there are."""
+    supported = [name for name, module in model.named_modules() if name and _is_supported(module)]
+    names = sorted({name.rpartition(".")[2] for name in (*supported, *part_names(model))})
+    wanted = [targets] if isinstance(targets, str) else sorted(targets)
+    near = {match for target in wanted for match in difflib.get_close_matches(target.rpartition(".")[2], names)}
+    if near:
+        return f"Near names in this model: {', '.join(sorted(near))}."
+    return f"Layers of this model that can be adapted end in: {', '.join(names) or '(none)'}."
+
+
+def _is_supported(module: nn.Module) -> bool:
+    try:
+        host_of(module, "")
+    except UnsupportedLayerError:
+        return False
+    return True
