@@ -1,0 +1,5 @@
+"""The command line: ``orthotune fit | evaluate | predict | merge | methods | demo``."""
+
+from orthotune.cli.main import main
+
+__all__ = ["main"]

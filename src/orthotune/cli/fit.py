@@ -1,0 +1,118 @@
+"""``orthotune fit``."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+from orthotune.cli.parser import Parser
+from orthotune.methods import METHODS, adapter_fields, type_text
+from orthotune.training.config import FitConfig, flag, read_yaml
+from orthotune.training.run import RunFolder
+
+_DESCRIPTION = """Fine-tune a model on a folder of images.
+
+  orthotune fit --model vit_tiny_patch16_224 --data FOLDER --method rlrr --out runs/rlrr
+  orthotune fit --config runs/rlrr/config.yaml --seed 1 --out runs/rlrr-1
+  orthotune fit --resume --out runs/rlrr
+
+--method NAME --help also lists the adapter fields of that method. Flags override --config."""
+
+
+def build_parser(method: str | None = None) -> Parser:
+    """The flags of FitConfig, in its groups; with the adapter fields of ``method`` in the help."""
+    parser = Parser("orthotune fit", _DESCRIPTION)
+    hints = typing.get_type_hints(FitConfig)
+    fields = dataclasses.fields(FitConfig)
+    groups = {
+        name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields)
+    }
+    for f in fields:
+        default = None
+        if f.default is not dataclasses.MISSING:
+            default = f.default
+        elif f.default_factory is not dataclasses.MISSING:
+            default = f.default_factory()
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        hint = typing.Optional[hints[f.name]] if required else hints[f.name]  # noqa: UP045
+        choices = "{" + ",".join(METHODS) + "}" if f.name == "method" else None
+        text = "the method" if f.name == "method" else f.metadata["help"]
+        parser.option(groups[f.metadata["group"]], flag(f.name), hint, default, text, metavar=choices)
+    run = groups["run"]
+    run.add_argument("--config", metavar="FILE", help="YAML file with any of these settings")
+    parser.option(run, "--resume", bool, False, "continue the run in --out (its settings are the defaults)")
+    parser.option(run, "--overwrite", bool, False, "replace the run in --out")
+    parser.option(run, "--quiet", bool, False, "no progress bars and messages")
+    if method in METHODS and METHODS[method].config is not None:
+        parser.epilog = _adapter_help(method)
+    return parser
+
+
+def _adapter_help(method: str) -> str:
+    lines = [f"adapter fields of {method} (--adapter.NAME VALUE):"]
+    for name, (hint, default, text) in adapter_fields(method).items():
+        lines.append(f"  {name} ({type_text(hint)}) [{default}]")
+        lines += [f"      {text}"] if text else []
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str]) -> tuple[FitConfig, dict[str, bool]]:
+    """(settings, {resume, overwrite, quiet}): defaults < the run to resume < --config < flags."""
+    parser = build_parser(_value(arguments, "--method"))
+    given = _given(parser, arguments)
+    switches = {name: bool(given.pop(name, False)) for name in ("resume", "overwrite", "quiet")}
+    values: dict[str, Any] = {}
+    config = given.pop("config", None)
+    file = read_yaml(config) if config else {}
+    out = given.get("out") or file.get("out")
+    if switches["resume"] and out and RunFolder(Path(out)).is_run():
+        values.update(read_yaml(RunFolder(Path(out)).config))
+    for source in (file, given):
+        for key, value in source.items():
+            nested = isinstance(value, dict) and isinstance(values.get(key), dict) and source is given
+            values[key] = {**values[key], **value} if nested else value
+    return FitConfig.from_mapping(values, config or "fit"), switches
+
+
+def _given(parser: Parser, arguments: list[str]) -> dict[str, Any]:
+    """Only what the command line says, without defaults."""
+    namespace = parser.read(arguments)
+    defaults = parser.get_defaults().as_dict()
+    said = {
+        a.partition("=")[0].lstrip("-").partition(".")[0].replace("-", "_")
+        for a in arguments
+        if a[:2] == "--"
+    }
+    return {k: v for k, v in namespace.as_dict().items() if k in said or v != defaults.get(k)}
+
+
+def _value(arguments: list[str], name: str) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument.startswith(name + "="):
+            return argument.partition("=")[2]
+        if argument == name and i + 1 < len(arguments):
+            return arguments[i + 1]
+    return None
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command."""
+    config, switches = parse(arguments)
+    from orthotune.training.fit import fit
+
+    metrics = fit(config, **switches)
+    if metrics.best.get("val_accuracy") is not None:
+        print(f"best epoch {metrics.best['epoch']}: validation accuracy {metrics.best['val_accuracy']:.2%}")
+    if metrics.test is None:
+        print("test/ is absent: not tested")
+    else:
+        print(f"test accuracy {metrics.test['top1']:.2%} on {metrics.test['images']} images")
+    counts = metrics.parameters
+    print(
+        f"{counts['trainable']:,} of {counts['total']:,} parameters trained "
+        f"({counts['adapter']:,} adapter, {counts['head']:,} head)"
+    )
+    print(f"written to {config.out}")
+    return 0

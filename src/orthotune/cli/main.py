@@ -1,0 +1,65 @@
+"""Entry point: picks the command, and turns an InputError into one line and exit status 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from orthotune.errors import InputError
+from orthotune.methods import near
+
+COMMANDS = {
+    "fit": "fine-tune a model on a folder of images",
+    "evaluate": "accuracy of a finished run on a split of a folder",
+    "predict": "class and probability of single images",
+    "merge": "write the plain model with the adapter merged into its weights",
+    "methods": "list the methods, or the adapter fields of one of them",
+    "demo": "all methods on real images in about a minute; needs no network and no data",
+}
+
+_INTRO = """usage: orthotune COMMAND [options]
+
+Fine-tune image classifiers with GOFT, qGOFT, RLRR, AOFT and others.
+
+commands:
+{commands}
+
+'orthotune COMMAND --help' lists the options of a command.
+
+example:
+  orthotune fit --model vit_tiny_patch16_224 --data FOLDER --method rlrr --out runs/rlrr
+  orthotune evaluate --run runs/rlrr --data FOLDER
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``orthotune``; 0 on success, 2 for input that cannot be used, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; orthotune fit --resume continues after the last finished epoch", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print(
+            _INTRO.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+        )
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        from orthotune import __version__
+
+        print(f"orthotune {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise InputError(f"command {name!r} is unknown; {near(name, COMMANDS)}")
+    command: Callable[[list[str]], int] = import_module(f"orthotune.cli.{name}").run
+    return command(rest)

@@ -1,0 +1,150 @@
+"""Applying a method to a classifier, and saving and loading what was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from orthotune.errors import InputError
+from orthotune.methods import adapter_values, get_method
+from orthotune.models.build import Classifier
+from orthotune.models.targets import is_set, resolve_targets
+from orthotune.models.weights import check_finite, in_modules, read_state_dict
+
+#: What the methods without an adapter (linear, full) save: the tensors that training changed.
+TRAINED_FILE = "model.safetensors"
+
+
+@dataclasses.dataclass
+class AdaptedModel:
+    """A classifier under a method. ``module`` is the PeftModel, or the base model where there is no adapter."""
+
+    classifier: Classifier
+    method: str
+    module: nn.Module
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) for normalised images (N, 3, H, W)."""
+        return self.classifier.logits(self.module, images)
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The tensors that training changes, by name (not copies): parameters, and for ``full`` buffers too."""
+        tensors: dict[str, Tensor] = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        if get_method(self.method).trains == "all":
+            persistent = self.module.state_dict().keys()
+            tensors.update((n, b) for n, b in self.module.named_buffers() if n in persistent)
+        return tensors
+
+    def load_trained_tensors(self, state: Mapping[str, Tensor]) -> None:
+        """Copy ``state`` (as ``trained_tensors`` gives) into the model."""
+        own = self.trained_tensors()
+        if own.keys() != state.keys():
+            odd = sorted(own.keys() ^ state.keys())[:3]
+            raise InputError(
+                f"the saved state is of another model or method: tensors differ ({', '.join(odd)})"
+            )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                if tensor.shape != state[name].shape:
+                    shapes = f"{tuple(state[name].shape)}, the model has {tuple(tensor.shape)}"
+                    raise InputError(f"the saved state is of another model or method: {name} is {shapes}")
+                tensor.copy_(state[name])
+
+    def train(self) -> None:
+        """Training mode, with the running statistics of frozen batch norms left alone."""
+        self.module.train()
+        if get_method(self.method).trains == "all":
+            return
+        for module in self.module.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+                module.eval()
+
+
+def adapt(classifier: Classifier, method: str, values: Mapping[str, Any], seed: int = 0) -> AdaptedModel:
+    """Freeze ``classifier`` and apply ``method`` with the adapter fields ``values``; the head stays trainable.
+
+    InputError for fields, types, ranges or target modules that cannot be used.
+    """
+    entry = get_method(method)
+    arguments = adapter_values(method, values)
+    if entry.config is None:
+        for name, parameter in classifier.module.named_parameters():
+            parameter.requires_grad_(entry.trains == "all" or in_modules(name, classifier.head))
+        return AdaptedModel(classifier, method, classifier.module)
+    targets = arguments.get("target_modules") or entry.targets
+    if is_set(targets):
+        targets, excluded = resolve_targets(classifier.module, targets, classifier.head)
+        if excluded and not arguments.get("exclude_modules"):
+            arguments["exclude_modules"] = excluded
+    arguments["target_modules"] = targets
+    arguments["modules_to_save"] = sorted({*(arguments.get("modules_to_save") or ()), *classifier.head})
+    torch.manual_seed(seed)
+    try:
+        config = entry.config_class()(**arguments)
+        module = _peft_model(classifier.module, config)
+    except InputError:
+        raise
+    except (ValueError, TypeError, AssertionError, RuntimeError) as error:
+        raise InputError(f"method {method}: {' '.join(str(error).split())}") from error
+    return AdaptedModel(classifier, method, module)
+
+
+def _peft_model(module: nn.Module, config: Any) -> nn.Module:
+    from peft import get_peft_model
+
+    from orthotune.tuners.fused import split_fused_projections
+
+    split_fused_projections(module, config)
+    return get_peft_model(module, config)  # type: ignore[arg-type]
+
+
+def save_trained(model: AdaptedModel, folder: Path) -> None:
+    """Write what was trained into ``folder``: PEFT's format for an adapter, else ``model.safetensors``."""
+    check_finite(model.trained_tensors(), "the trained model")
+    if get_method(model.method).config is not None:
+        with warnings.catch_warnings():
+            # PEFT looks for a base model's config on the hub; a timm model has none.
+            warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+            model.module.save_pretrained(str(folder), save_embedding_layers=False)  # type: ignore[operator]
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {n: t.detach().cpu().contiguous() for n, t in model.trained_tensors().items()}
+    save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
+
+
+def load_trained(classifier: Classifier, method: str, folder: Path) -> AdaptedModel:
+    """The classifier with what ``save_trained`` wrote; InputError for another method or architecture, or NaN."""
+    entry = get_method(method)
+    if entry.config is None:
+        model = adapt(classifier, method, {})
+        model.load_trained_tensors(read_state_dict(folder / TRAINED_FILE))
+        check_finite(model.trained_tensors(), str(folder / TRAINED_FILE))
+        return model
+    from peft import PeftConfig, PeftModel
+
+    from orthotune.tuners.fused import split_fused_projections
+
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"{str(folder)!r} holds no adapter (adapter_config.json is missing)")
+    check_finite(read_state_dict(folder / "adapter_model.safetensors"), str(folder))
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, entry.config_class()):
+        raise InputError(
+            f"{str(folder)!r} holds a {config.peft_type.value} adapter, but the run says method {method!r}"
+        )
+    try:
+        split_fused_projections(classifier.module, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            module = PeftModel.from_pretrained(classifier.module, str(folder), config=config)
+    except (ValueError, RuntimeError, KeyError, UserWarning) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"adapter {str(folder)!r} does not fit {classifier.name}: {reason}") from error
+    return AdaptedModel(classifier, method, module)
