@@ -14,6 +14,11 @@ from orthotune.errors import InputError
 if TYPE_CHECKING:
     from peft import PeftConfig
 
+TARGETS_HELP = (
+    "target_modules also takes a named set, or several joined with +: default (q, k, v, output projection and MLP "
+    "of every block), qv, attention, mlp, all-linear (all but the head), norms. The head is always trained."
+)
+
 #: PEFT's own bookkeeping fields, which a run sets itself.
 RESERVED_FIELDS = frozenset(
     {
@@ -51,9 +56,7 @@ class Method:
     def config_class(self) -> type[PeftConfig]:
         """The PEFT config class; InputError for the methods that have none."""
         if self.config is None:
-            raise InputError(
-                "this method has no adapter, so it takes no adapter fields: leave --adapter.* out"
-            )
+            raise InputError("this method has no adapter, so it takes no adapter fields: leave --adapter.* out")
         module, _, name = self.config.partition(":")
         return getattr(importlib.import_module(module), name)
 
@@ -72,9 +75,7 @@ METHODS: dict[str, Method] = {
         "orthotune:RLRRConfig",
         targets="default+norms",
     ),
-    "aoft": Method(
-        "Low-rank update between approximately orthogonal projections", 2e-3, "orthotune:AOFTConfig"
-    ),
+    "aoft": Method("Low-rank update between approximately orthogonal projections", 2e-3, "orthotune:AOFTConfig"),
     "lora": Method("Low-rank update (PEFT)", 1e-3, "peft:LoraConfig", defaults={"r": 8, "lora_alpha": 8}),
     "oft": Method("Block-diagonal orthogonal fine-tuning (PEFT)", 1e-3, "peft:OFTConfig"),
     "linear": Method("Linear probe: the head alone", 1e-2, trains="head"),
@@ -152,9 +153,7 @@ def adapter_values(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     method = get_method(name)
     if method.config is None:
         if values:
-            raise InputError(
-                f"method {name!r} has no adapter, so --adapter.{next(iter(values))} has no meaning"
-            )
+            raise InputError(f"method {name!r} has no adapter, so --adapter.{next(iter(values))} has no meaning")
         return {}
     fields = adapter_fields(name)
     out = dict(method.defaults)

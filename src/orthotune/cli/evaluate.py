@@ -12,9 +12,7 @@ def run(arguments: list[str]) -> int:
     """Print the accuracies of a run on a split, and write them as JSON with ``--out``."""
     parser = Parser("orthotune evaluate", "Accuracy of a finished run on a split of a folder of images.")
     parser.option(parser, "--run", str, None, "run folder", required=True)
-    parser.option(
-        parser, "--data", str, None, "folder with the split, one sub-folder per class", required=True
-    )
+    parser.option(parser, "--data", str, None, "folder with the split, one sub-folder per class", required=True)
     parser.option(parser, "--split", str, "test", "sub-folder of --data")
     parser.option(parser, "--out", str | None, None, "JSON file to write")
     add_run_options(parser)

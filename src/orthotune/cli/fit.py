@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import re
+import textwrap
 import typing
 from pathlib import Path
 from typing import Any
 
 from orthotune.cli.parser import Parser
-from orthotune.methods import METHODS, adapter_fields, type_text
+from orthotune.methods import METHODS, TARGETS_HELP, adapter_fields, type_text
 from orthotune.training.config import FitConfig, flag, read_yaml
 from orthotune.training.run import RunFolder
 
+_GROUPS = ("model", "data", "method", "optimisation", "run")
 _DESCRIPTION = """Fine-tune a model on a folder of images.
 
   orthotune fit --model vit_tiny_patch16_224 --data FOLDER --method rlrr --out runs/rlrr
@@ -25,21 +29,18 @@ def build_parser(method: str | None = None) -> Parser:
     """The flags of FitConfig, in its groups; with the adapter fields of ``method`` in the help."""
     parser = Parser("orthotune fit", _DESCRIPTION)
     hints = typing.get_type_hints(FitConfig)
-    fields = dataclasses.fields(FitConfig)
-    groups = {
-        name: parser.add_argument_group(name) for name in dict.fromkeys(f.metadata["group"] for f in fields)
-    }
-    for f in fields:
-        default = None
-        if f.default is not dataclasses.MISSING:
-            default = f.default
-        elif f.default_factory is not dataclasses.MISSING:
-            default = f.default_factory()
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        hint = typing.Optional[hints[f.name]] if required else hints[f.name]  # noqa: UP045
-        choices = "{" + ",".join(METHODS) + "}" if f.name == "method" else None
-        text = "the method" if f.name == "method" else f.metadata["help"]
-        parser.option(groups[f.metadata["group"]], flag(f.name), hint, default, text, metavar=choices)
+    groups = {name: parser.add_argument_group(name) for name in _GROUPS}
+    for f in dataclasses.fields(FitConfig):
+        default = None if f.default is dataclasses.MISSING else f.default
+        # A missing setting is FitConfig's error: it may still come from --config or the run to resume.
+        hint = hints[f.name] | None if hints[f.name] is str else hints[f.name]
+        more: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if hint is bool else {}
+        text = f.metadata["help"]
+        if f.name == "method":
+            more["metavar"], text = "{" + ",".join(METHODS) + "}", "the method"
+        parser.option(
+            groups[f.metadata["group"]], flag(f.name), hint, {} if "dict" in str(hint) else default, text, **more
+        )
     run = groups["run"]
     run.add_argument("--config", metavar="FILE", help="YAML file with any of these settings")
     parser.option(run, "--resume", bool, False, "continue the run in --out (its settings are the defaults)")
@@ -51,10 +52,10 @@ def build_parser(method: str | None = None) -> Parser:
 
 
 def _adapter_help(method: str) -> str:
-    lines = [f"adapter fields of {method} (--adapter.NAME VALUE):"]
+    lines = [f"adapter fields of {method} (--adapter.NAME VALUE):", *textwrap.wrap(TARGETS_HELP, 96)]
     for name, (hint, default, text) in adapter_fields(method).items():
-        lines.append(f"  {name} ({type_text(hint)}) [{default}]")
-        lines += [f"      {text}"] if text else []
+        lines.append(f"  {name} ({type_text(hint)}) [{'null' if default is None else default}]")
+        lines += textwrap.wrap(textwrap.shorten(text, 200), 90, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
@@ -80,11 +81,8 @@ def _given(parser: Parser, arguments: list[str]) -> dict[str, Any]:
     """Only what the command line says, without defaults."""
     namespace = parser.read(arguments)
     defaults = parser.get_defaults().as_dict()
-    said = {
-        a.partition("=")[0].lstrip("-").partition(".")[0].replace("-", "_")
-        for a in arguments
-        if a[:2] == "--"
-    }
+    flags = (re.split(r"[=.]", a.removeprefix("--"))[0] for a in arguments if a.startswith("--"))
+    said = {name.removeprefix("no-").replace("-", "_") for name in flags}
     return {k: v for k, v in namespace.as_dict().items() if k in said or v != defaults.get(k)}
 
 
@@ -100,7 +98,7 @@ def _value(arguments: list[str], name: str) -> str | None:
 def run(arguments: list[str]) -> int:
     """Run the command."""
     config, switches = parse(arguments)
-    from orthotune.training.fit import fit
+    from orthotune.training.fitting import fit
 
     metrics = fit(config, **switches)
     if metrics.best.get("val_accuracy") is not None:

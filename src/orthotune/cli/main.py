@@ -49,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
-        print(
-            _INTRO.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
-        )
+        print(_INTRO.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())))
         return 0 if arguments else 2
     if arguments[0] in ("-V", "--version"):
         from orthotune import __version__

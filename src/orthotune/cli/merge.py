@@ -22,8 +22,7 @@ def run(arguments: list[str]) -> int:
 
     report = merge(options.run, options.out, weights=options.weights, overwrite=options.overwrite)
     print(
-        f"merged and adapted logits differ by {report.max_difference:.1e} of the largest "
-        f"(allowed {report.tolerance:g})"
+        f"merged and adapted logits differ by {report.max_difference:.1e} of the largest (allowed {report.tolerance:g})"
     )
     print(f"written to {report.out}")
     return 0

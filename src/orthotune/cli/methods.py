@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.console import Console
 from rich.table import Table
 
 from orthotune.cli.parser import Parser
-from orthotune.methods import METHODS, adapter_fields, get_method, type_text
+from orthotune.methods import METHODS, TARGETS_HELP, adapter_fields, get_method, type_text
 
 
 def run(arguments: list[str]) -> int:
@@ -23,8 +25,9 @@ def run(arguments: list[str]) -> int:
         console.print(table)
         return 0
     console.print(get_method(name).summary, highlight=False)
+    console.print(f"{TARGETS_HELP} null: {get_method(name).targets}.\n", highlight=False)
     table = Table("--adapter.", "default", "values", "meaning", box=None)
     for field, (hint, default, text) in adapter_fields(name).items():
-        table.add_row(field, str(default), type_text(hint), text)
+        table.add_row(field, "null" if default is None else str(default), type_text(hint), textwrap.shorten(text, 300))
     console.print(table)
     return 0

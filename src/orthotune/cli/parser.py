@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,14 @@ class Parser(ArgumentParser):
     """A parser whose errors are InputErrors; remembers each option's type to say what was expected."""
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(
-            prog=prog, description=description, exit_on_error=False, formatter_class=HelpFormatter
-        )
+        super().__init__(prog=prog, description=description, exit_on_error=False, formatter_class=HelpFormatter)
         self.types: dict[str, Any] = {}
 
     def option(self, group: Any, name: str, hint: Any, default: Any, text: str, **more: Any) -> None:
         """Add ``--name`` of type ``hint``; its help ends with the default where there is one."""
         self.types[name.lstrip("-").replace("-", "_")] = hint
         if hint is bool:
-            group.add_argument(name, action="store_true", default=default, help=text)
+            group.add_argument(name, default=default, help=text, **{"action": "store_true", **more})
             return
         shown = "" if default is None or default == {} else f" [{default}]"
         metavar = more.pop("metavar", None) or _metavar(hint)
@@ -84,10 +83,10 @@ def _join_underscores(arguments: Iterable[str], known: Sequence[str]) -> list[st
 
 
 def _metavar(hint: Any) -> str | None:
+    if typing.get_origin(hint) is typing.Literal:
+        return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
     text = str(hint)
-    if "Literal" in text:
-        return None
-    for part, name in (("dict", "NAME=VALUE"), ("list", "[...]"), ("int", "N"), ("float", "X")):
+    for part, name in (("dict", "NAME=VALUE"), ("tuple", "[R,G,B]"), ("int", "N"), ("float", "X")):
         if part in text:
             return name
     return "TEXT"

@@ -123,9 +123,7 @@ def stratified_split(split: Split, fraction: float, seed: int) -> tuple[Split, S
         count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
         chosen += rng.permutation(indices)[:count].tolist()
     if not chosen:
-        raise InputError(
-            "one image a class leaves none to validate on: use --validation none or add a val/ folder"
-        )
+        raise InputError("one image a class leaves none to validate on: use --validation none or add a val/ folder")
     taken = set(chosen)
     return split.select([i for i in range(len(split)) if i not in taken]), split.select(sorted(taken))
 

@@ -49,9 +49,7 @@ def decode(data: bytes, path: Path) -> Image.Image:
         return image.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()).replace(repr(data), "")[:120]
-        raise InputError(
-            f"image {str(path)!r} cannot be decoded ({reason}): replace it or take it out"
-        ) from error
+        raise InputError(f"image {str(path)!r} cannot be decoded ({reason}): replace it or take it out") from error
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -47,9 +47,7 @@ class AdaptedModel:
         own = self.trained_tensors()
         if own.keys() != state.keys():
             odd = sorted(own.keys() ^ state.keys())[:3]
-            raise InputError(
-                f"the saved state is of another model or method: tensors differ ({', '.join(odd)})"
-            )
+            raise InputError(f"the saved state is of another model or method: tensors differ ({', '.join(odd)})")
         with torch.no_grad():
             for name, tensor in own.items():
                 if tensor.shape != state[name].shape:

@@ -78,8 +78,8 @@ def build_classifier(
     weights: str | None = None,
     random_weights: bool = False,
     model_args: Mapping[str, Any] | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     class_names: list[str] | None = None,
     seed: int = 0,
 ) -> Classifier:
@@ -93,18 +93,14 @@ def build_classifier(
         raise InputError("--weights and --random-weights exclude each other: give one of them")
     torch.manual_seed(seed)
     build = _build_transformers if _is_transformers(name) else _build_timm
-    model = build(
-        name, num_classes, image_size, weights is None and not random_weights, dict(model_args or {})
-    )
+    model = build(name, num_classes, image_size, weights is None and not random_weights, dict(model_args or {}))
     if weights is not None:
-        load_backbone(
-            model.module, read_state_dict(weights), model.head, str(weights), name, _timm_filter(model)
-        )
+        load_backbone(model.module, read_state_dict(weights), model.head, str(weights), name, _timm_filter(model))
     torch.manual_seed(seed)
     for head in model.head:
         _initialise_head(model.module.get_submodule(head))
-    overrides = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v is not None}
-    model.preprocessing = dataclasses.replace(model.preprocessing, **overrides)  # type: ignore[arg-type]
+    given = model.preprocessing
+    model.preprocessing = dataclasses.replace(given, mean=mean or given.mean, std=std or given.std)
     if class_names and model.library == "transformers":
         config: Any = model.module.config
         config.id2label = dict(enumerate(class_names))
@@ -226,9 +222,7 @@ def _dry_run(model: Classifier) -> None:
         with torch.no_grad():
             model.logits(model.module, torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{model.name} cannot take images of {size}x{size} pixels: {_one_line(error)}"
-        ) from error
+        raise InputError(f"{model.name} cannot take images of {size}x{size} pixels: {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:

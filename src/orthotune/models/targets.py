@@ -79,7 +79,9 @@ def resolve_targets(model: nn.Module, targets: str, head: tuple[str, ...]) -> tu
             f"no module of {type(model).__name__} belongs to the target set {targets!r} (found kinds: "
             f"{', '.join(counts) or 'none'}); name the modules with --adapter.target_modules"
         )
-    others = ({n for n, _ in model.named_modules() if n} | kinds.keys()) - wanted
+    # a placeholder (timm's unused norms) matters to no tuner
+    present = {n for n, m in model.named_modules() if n and not isinstance(m, nn.Identity)}
+    others = (present | kinds.keys()) - wanted
     endings = sorted({_shortest_ending(name, others) for name in wanted})
     caught = {name for name in others if _ends(name, endings)}
     excluded = sorted({_shortest_ending(name, wanted) for name in caught})

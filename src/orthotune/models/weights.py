@@ -29,9 +29,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"weights file {str(path)!r} cannot be read as safetensors or torch: {reason}"
-        ) from error
+        raise InputError(f"weights file {str(path)!r} cannot be read as safetensors or torch: {reason}") from error
     for key in _NESTED:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

@@ -1,5 +1,7 @@
 """Everything that determines a run, as one flat record: the flags, the YAML keys and the Python arguments."""
 
+# ruff: noqa: RUF009  _option makes a dataclass field
+
 from __future__ import annotations
 
 import dataclasses
@@ -48,8 +50,12 @@ class FitConfig:
     )
     dropout: float = _option("model", "dropout before the head (timm)", 0.0)
     drop_path: float = _option("model", "stochastic depth (timm)", 0.0)
-    mean: list[float] | None = _option("model", "normalisation mean, 3 numbers; null: the model's own", None)
-    std: list[float] | None = _option("model", "normalisation std, 3 numbers; null: the model's own", None)
+    mean: tuple[float, float, float] | None = _option(
+        "model", "normalisation mean, 3 numbers; null: the model's own", None
+    )
+    std: tuple[float, float, float] | None = _option(
+        "model", "normalisation std, 3 numbers; null: the model's own", None
+    )
 
     validation: Literal["auto", "none", "join"] = _option(
         "data",
@@ -57,9 +63,7 @@ class FitConfig:
         "join: train and val together, last epoch",
         "auto",
     )
-    val_fraction: float = _option(
-        "data", "share of each class of train to validate on where val/ is missing", 0.2
-    )
+    val_fraction: float = _option("data", "share of each class of train to validate on where val/ is missing", 0.2)
     augment: Literal["vtab", "fgvc", "flip", "none"] = _option(
         "data",
         "vtab: resize to a square; flip: that and random flips; fgvc: random resized crop and flip "
@@ -77,9 +81,7 @@ class FitConfig:
     warmup_epochs: float | None = _option("optimisation", "linear warm-up; null: a tenth of the epochs", None)
     batch_size: int = _option("optimisation", "images per forward pass", 64)
     accumulate: int = _option("optimisation", "forward passes per update", 1)
-    lr: float | None = _option(
-        "optimisation", "peak learning rate of AdamW, then cosine; null: the method's", None
-    )
+    lr: float | None = _option("optimisation", "peak learning rate of AdamW, then cosine; null: the method's", None)
     head_lr: float | None = _option("optimisation", "peak learning rate of the head; null: as lr", None)
     weight_decay: float = _option("optimisation", "decoupled weight decay", 1e-4)
     decay_1d: bool = _option("optimisation", "apply weight decay to biases and other vectors, too", False)
@@ -112,9 +114,6 @@ class FitConfig:
         for name in ("lr", "head_lr", "clip", "image_size"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "above 0")
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            self._require(name, value is None or len(value) == 3, "3 numbers, one per colour")
         self._require("std", self.std is None or min(self.std) > 0, "above 0")
         self._require("val_fraction", 0 < self.val_fraction < 1, "in (0, 1)")
         warmup = self.warmup_epochs

@@ -67,9 +67,7 @@ class RunFolder:
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"--out {str(self.root)!r} is a file: give a folder")
         if not self.is_run():
-            if self.root.is_dir() and any(
-                p for p in self.root.iterdir() if not p.name.startswith(".partial-")
-            ):
+            if self.root.is_dir() and any(p for p in self.root.iterdir() if not p.name.startswith(".partial-")):
                 raise InputError(f"--out {str(self.root)!r} holds other files: give a new or empty folder")
             return False
         if overwrite:
@@ -105,9 +103,7 @@ def open_run(root: str | Path, *, weights: str | None = None) -> FinishedRun:
     if not folder.is_run():
         raise InputError(f"{str(root)!r} holds no run (config.yaml is missing)")
     if not folder.is_finished():
-        raise InputError(
-            f"the run {str(root)!r} is not finished: continue it with orthotune fit --resume --out {root}"
-        )
+        raise InputError(f"the run {str(root)!r} is not finished: continue it with orthotune fit --resume --out {root}")
     config, metrics = FitConfig.load(folder.config), Metrics.load(folder.metrics)
     classes = json.loads(folder.classes.read_text())
     classifier = build(config, classes, weights=weights)
@@ -118,9 +114,7 @@ def open_run(root: str | Path, *, weights: str | None = None) -> FinishedRun:
             f"(sha256 {found[:12]}, was {metrics.base_sha256[:12]}); give the right file with --weights"
         )
     classifier.preprocessing = Preprocessing.from_dict(metrics.preprocessing)
-    return FinishedRun(
-        folder, config, metrics, load_trained(classifier, config.method, folder.trained), classes
-    )
+    return FinishedRun(folder, config, metrics, load_trained(classifier, config.method, folder.trained), classes)
 
 
 def build(config: FitConfig, classes: list[str], *, weights: str | None = None) -> Classifier:

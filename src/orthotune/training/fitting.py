@@ -38,10 +38,10 @@ def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False, qui
     if continues and folder.is_finished():
         return Metrics.load(folder.metrics)
     with quietly(quiet):
-        return _Run(config, folder, continues).run()
+        return FitRun(config, folder, continues).run()
 
 
-class _Run:
+class FitRun:
     """The parts of one run, built (and thereby checked) before anything is written."""
 
     def __init__(self, config: FitConfig, folder: RunFolder, continues: bool) -> None:
@@ -177,9 +177,7 @@ class _Run:
         )
 
 
-def _read(
-    data: ImageFolder, config: FitConfig, how: Preprocessing
-) -> tuple[dict[str, ImageStore], dict[str, Any]]:
+def _read(data: ImageFolder, config: FitConfig, how: Preprocessing) -> tuple[dict[str, ImageStore], dict[str, Any]]:
     """(the splits' images by name, the data's fingerprint)."""
     stores: dict[str, ImageStore] = {}
     budget = config.cache_mb << 20
@@ -187,9 +185,7 @@ def _read(
     for name, split in splits.items():
         if split is not None:
             augment = config.augment if name == "train" else None
-            stores[name] = ImageStore(
-                split, how, augment, seed=config.seed, cache_bytes=budget, name=f"{name} images"
-            )
+            stores[name] = ImageStore(split, how, augment, seed=config.seed, cache_bytes=budget, name=f"{name} images")
             budget -= stores[name].cached_bytes
     return stores, describe(data, {k: v for store in stores.values() for k, v in store.digests.items()})
 

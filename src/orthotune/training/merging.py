@@ -35,9 +35,7 @@ class MergeReport:
     tolerance: float = TOLERANCE
 
 
-def merge(
-    run: str | Path, out: str | Path, *, weights: str | None = None, overwrite: bool = False
-) -> MergeReport:
+def merge(run: str | Path, out: str | Path, *, weights: str | None = None, overwrite: bool = False) -> MergeReport:
     """Merge the run's adapter and write a folder that timm or transformers load without this package.
 
     timm: ``model.safetensors`` (the architecture's own names) and ``config.json`` in timm's ``local-dir:`` format;
@@ -46,11 +44,7 @@ def merge(
     """
     out = Path(out)
     if out.exists() and not (overwrite and out.is_dir() and (out / "config.json").is_file()):
-        hint = (
-            "add --overwrite or give another --out"
-            if (out / "config.json").is_file()
-            else "give another --out"
-        )
+        hint = "add --overwrite or give another --out" if (out / "config.json").is_file() else "give another --out"
         raise InputError(f"--out {str(out)!r} already exists: {hint}")
     finished = open_run(run, weights=weights)
     module, difference = merged_module(finished.model, finished.config.seed)
