@@ -27,8 +27,8 @@ def regularization_loss(model: nn.Module) -> Tensor:
 def orthogonality_defect(model: nn.Module, adapter_name: str | None = None) -> dict[str, float]:
     """Return, by layer name, how far an adapter is from orthogonal.
 
-    max |R^T R - I| of the rotation for GOFT and qGOFT, the larger max |P^T P - I| of the two projections for AOFT, in the
-    precision the forward pass computes in. Other layers, RLRR's among them, have no entry.
+    max |R^T R - I| of the rotation for GOFT and qGOFT, the larger max |P^T P - I| of the two projections for AOFT, in
+    the precision the forward pass computes in. Other layers, RLRR's among them, have no entry.
 
     Args:
         model: a model with adapters.

@@ -154,7 +154,9 @@ def add_update(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor) ->
     Args:
         y: (..., n) the frozen layer's output.
         x: (..., D) its input.
-        down, up, scale: (D,), (n,), (d,), of one dtype, float32 or float64, in which the update is computed.
+        down: (D,), float32 or float64, the dtype the update is computed in.
+        up: (n,), of the same dtype.
+        scale: (d,), of the same dtype.
 
     Returns (..., n) in the dtype of ``y``. The backward keeps x and the three vectors alone.
     """

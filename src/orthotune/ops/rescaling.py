@@ -30,17 +30,13 @@ def rescale_weight(weight: Tensor, left: Tensor, right: Tensor, residual: bool =
 
 
 @torch.library.custom_op("orthotune::rescaled_linear", mutates_args=())
-def _linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, residual: bool
-) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, residual: bool) -> Tensor:
     with full_precision(x):
         return F.linear(x, rescale_weight(weight, left, right, residual).to(x.dtype), bias).contiguous()
 
 
 @_linear.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, residual: bool
-) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, residual: bool) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
@@ -62,9 +58,7 @@ def _linear_backward(
 
 
 @_linear_backward.register_fake
-def _(
-    x: Tensor, grad: Tensor, weight: Tensor, left: Tensor, right: Tensor, residual: bool
-) -> list[Tensor]:
+def _(x: Tensor, grad: Tensor, weight: Tensor, left: Tensor, right: Tensor, residual: bool) -> list[Tensor]:
     return [*(torch.empty_like(t) for t in (x, left, right)), grad.new_empty(grad.shape[-1])]
 
 

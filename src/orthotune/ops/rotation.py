@@ -48,9 +48,7 @@ def _apply(x: Tensor, matrices: Sequence[Tensor], transpose: bool) -> Tensor:
     return _from_blocks(_as_blocks(x, count, size) @ matrix, x.shape[1])
 
 
-def _gradients(
-    x: Tensor, grad: Tensor, matrices: Sequence[Tensor], transpose: bool
-) -> tuple[Tensor, list[Tensor]]:
+def _gradients(x: Tensor, grad: Tensor, matrices: Sequence[Tensor], transpose: bool) -> tuple[Tensor, list[Tensor]]:
     """Gradients of :func:`_apply` with respect to x (T, D) and to each matrix."""
     matrix = matrices[0]
     count, size, _ = matrix.shape

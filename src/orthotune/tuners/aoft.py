@@ -68,8 +68,8 @@ class AOFTLayer(AdapterLayer):
         limit = min(in_features, out_features)
         if limit < 2:
             raise InputError(
-                f"layer {module_name!r} has width {limit} (in={in_features}, out={out_features}): a projection needs at "
-                "least 2; name the layer in exclude_modules"
+                f"layer {module_name!r} has width {limit} (in={in_features}, out={out_features}): a projection needs "
+                "at least 2; name the layer in exclude_modules"
             )
         if config.r > limit:
             raise InputError(
@@ -86,7 +86,11 @@ class AOFTLayer(AdapterLayer):
         self.aoft_down[adapter_name] = nn.Parameter(down)
         self.aoft_up[adapter_name] = nn.Parameter(up)
         if config.learn_scale:
-            starts = {True: torch.zeros(config.r), False: torch.randn(config.r), "paper": torch.ones(config.r)}
+            starts = {
+                True: torch.zeros(config.r),
+                False: torch.randn(config.r),
+                "paper": torch.ones(config.r),
+            }
             self.aoft_scale[adapter_name] = nn.Parameter(starts[config.init_weights])
 
     def terms(self, adapter: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -98,8 +102,9 @@ class AOFTLayer(AdapterLayer):
         ones = down.new_ones(config.r)
         terms = [(down, up, ones)]
         if config.subtracts_start:
-            start = (self.parameter(f"aoft_{side}_init", adapter, dtype) for side in ("down", "up"))
-            terms.append((*start, -ones))
+            start_down = self.parameter("aoft_down_init", adapter, dtype)
+            start_up = self.parameter("aoft_up_init", adapter, dtype)
+            terms.append((start_down, start_up, -ones))
         return terms
 
     def adapt_matrix(self, matrix: Tensor, adapter: str) -> Tensor:

@@ -43,10 +43,12 @@ class AdapterConfig(PeftConfig):
         default="none", metadata={"help": "Biases to train: 'none', 'all', or those of the adapted layers."}
     )
     fan_in_fan_out: bool = field(
-        default=False, metadata={"help": "Whether the weights are stored (in, out), as in transformers' Conv1D."}
+        default=False,
+        metadata={"help": "Whether the weights are stored (in, out), as in transformers' Conv1D."},
     )
     format_version: int = field(
-        default=FORMAT_VERSION, metadata={"help": "Version of the checkpoint's meaning; set when it is saved."}
+        default=FORMAT_VERSION,
+        metadata={"help": "Version of the checkpoint's meaning; set when it is saved."},
     )
 
     def __post_init__(self) -> None:

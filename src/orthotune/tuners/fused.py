@@ -7,6 +7,8 @@ one of the parts by name (``"q"``, ``"blocks.0.attn.qkv.v"``, ...), the layer is
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -55,14 +57,15 @@ class FusedProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([getattr(self, part)(x) for part in self.parts], dim=-1)
 
-    def _base(self, part: str) -> nn.Module:
+    def _base(self, part: str) -> Any:
         layer = getattr(self, part)
         return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
     @property
     def weight(self) -> nn.Parameter:
         """A copy of the base weight in the fused layer's layout; changing it changes nothing."""
-        return self._joined([self._base(part).weight for part in self.parts], dim=1 if self.transposed else 0)
+        weights = [self._base(part).weight for part in self.parts]
+        return self._joined(weights, dim=1 if self.transposed else 0)
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -97,8 +100,8 @@ def targeted_parts(model: nn.Module, config: PeftConfig) -> dict[str, tuple[str,
             continue
         if isinstance(module, BaseTunerLayer):
             raise InputError(
-                f"target_modules names a part ({', '.join(parts)}) of {name!r}, which another adapter already adapts as "
-                "a whole: let both adapters target the parts, or both the whole"
+                f"target_modules names a part ({', '.join(parts)}) of {name!r}, which another adapter already adapts "
+                "as a whole: let both adapters target the parts, or both the whole"
             )
         if isinstance(module, nn.Linear | Conv1D) and _out_features(module) % len(parts) == 0:
             found[name] = parts
@@ -106,7 +109,7 @@ def targeted_parts(model: nn.Module, config: PeftConfig) -> dict[str, tuple[str,
 
 
 def is_targeted(config: PeftConfig, key: str) -> bool:
-    """Whether ``config`` targets the module of this name; as PEFT's rule, and layer indices of a top-level list count."""
+    """Whether ``config`` targets the module of this name; PEFT's rule, also for the indices of a top-level list."""
     if getattr(config, "layers_to_transform", None) is not None:
         key = f"model.{key}"  # PEFT looks for the index after at least one parent
     return bool(check_target_module_exists(config, key))

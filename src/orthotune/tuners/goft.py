@@ -36,13 +36,16 @@ class GOFTConfig(AdapterConfig):
     """
 
     quasi: bool = field(
-        default=False, metadata={"help": "qGOFT: free 2x2 blocks, softly held orthogonal, instead of rotations."}
+        default=False,
+        metadata={"help": "qGOFT: free 2x2 blocks, softly held orthogonal, instead of rotations."},
     )
     scale: Literal["output", "input"] | None = field(
-        default=None, metadata={"help": "Also learn a diagonal, on the 'output' or the 'input' side of the weight."}
+        default=None,
+        metadata={"help": "Also learn a diagonal, on the 'output' or the 'input' side of the weight."},
     )
     num_trees: int = field(
-        default=1, metadata={"help": "Number of rotation trees, with coordinates permuted between them; 1: the paper."}
+        default=1,
+        metadata={"help": "Number of rotation trees, with coordinates permuted between them; 1: the paper."},
     )
     reg_lambda: float = field(
         default=1e-3, metadata={"help": "Strength of qGOFT's orthogonality penalty in the training loss."}
@@ -98,9 +101,7 @@ class GOFTLayer(AdapterLayer):
         config = self.adapter_options[adapter]
         if config.scale == "input":
             matrix = matrix * self.parameter("goft_scale", adapter, matrix.dtype)
-        matrix = givens.apply(
-            matrix, self.blocks(adapter, matrix.dtype), num_trees=config.num_trees, transpose=True
-        )
+        matrix = givens.apply(matrix, self.blocks(adapter, matrix.dtype), num_trees=config.num_trees, transpose=True)
         if config.scale == "output":
             matrix = matrix * self.parameter("goft_scale", adapter, matrix.dtype)[:, None]
         return matrix
@@ -157,9 +158,25 @@ class GOFTModel(AdapterModel):
         Conv2dHost: GOFTConv2d,
     }
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; if its output has a loss, the active qGOFT adapters' penalty is in it."""
-        return add_to_loss(self.model(*args, **kwargs), penalty(self.model), kwargs.get("labels") is not None)
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """See PEFT; from a qGOFT adapter on, the loss in the model's output has the penalty in it."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        hooked = any(hook is _penalty_hook for hook in model._forward_hooks.values())
+        if self.peft_config[adapter_name].quasi and not hooked:
+            # on the model itself, since PeftModel.forward without a task type does not pass through the tuner's
+            model.register_forward_hook(_penalty_hook, with_kwargs=True)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
+        for key, hook in list(model._forward_hooks.items()):
+            if hook is _penalty_hook:
+                del model._forward_hooks[key]
+                model._forward_hooks_with_kwargs.pop(key, None)
+        return model
+
+
+def _penalty_hook(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    return add_to_loss(output, penalty(model), kwargs.get("labels") is not None)
 
 
 def penalty(model: nn.Module) -> Tensor | None:

@@ -22,7 +22,7 @@ class LinearHost(AdapterLayer):
     """``nn.Linear``, or transformers' ``Conv1D`` whose weight is stored (in, out)."""
 
     @classmethod
-    def matrix_shape(cls, base_layer: nn.Module) -> tuple[int, int]:
+    def matrix_shape(cls, base_layer: Any) -> tuple[int, int]:
         out_features, in_features = base_layer.weight.shape
         if isinstance(base_layer, Conv1D):
             return out_features, in_features
@@ -57,11 +57,11 @@ class LinearHost(AdapterLayer):
 class Conv2dHost(AdapterLayer):
     """``nn.Conv2d`` without groups: the kernel (out, in, kh, kw) is the matrix (out, in * kh * kw).
 
-    The adapted kernel is built once a forward pass and convolved with the base layer's own stride, padding and dilation.
+    The adapted kernel is built once a forward pass; stride, padding and dilation are the base layer's own.
     """
 
     @classmethod
-    def matrix_shape(cls, base_layer: nn.Module) -> tuple[int, int]:
+    def matrix_shape(cls, base_layer: Any) -> tuple[int, int]:
         out, *rest = base_layer.weight.shape
         return rest[0] * rest[1] * rest[2], out
 
@@ -83,7 +83,7 @@ class NormHost(AdapterLayer):
     """A normalisation with a weight per channel (LayerNorm, RMSNorm, GroupNorm, ...): the matrix is (n, 1)."""
 
     @classmethod
-    def matrix_shape(cls, base_layer: nn.Module) -> tuple[int, int]:
+    def matrix_shape(cls, base_layer: Any) -> tuple[int, int]:
         return 1, base_layer.weight.numel()
 
     def to_matrix(self, weight: Tensor) -> Tensor:

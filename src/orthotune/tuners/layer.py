@@ -10,7 +10,7 @@ Several active adapters act one after the other on the weight, in the order of `
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -36,6 +36,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     in_features: int
     out_features: int
 
+    if TYPE_CHECKING:  # parameters by name are ParameterDicts, PEFT's attributes are untyped
+        _active_adapter: str | list[str]
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def __init__(self, base_layer: nn.Module, module_name: str) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -52,7 +57,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     # What a host supplies
 
     @classmethod
-    def matrix_shape(cls, base_layer: nn.Module) -> tuple[int, int]:
+    def matrix_shape(cls, base_layer: Any) -> tuple[int, int]:
         """Return (D, n) of the base layer's weight seen as a matrix."""
         raise NotImplementedError
 
@@ -101,7 +106,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return [name for name in names if name in self.adapter_options]
 
     def parameter(self, name: str, adapter: str, dtype: torch.dtype | None = None) -> Tensor:
-        """Return an adapter's parameter in the dtype to compute in: at least float32, or that of the weight if wider."""
+        """Return an adapter's parameter in the dtype to compute in: at least float32, wider if ``dtype`` is."""
         value = getattr(self, name)[adapter]
         wanted = compute_dtype(value.dtype)
         return value.to(wanted if dtype is None else torch.promote_types(wanted, dtype))

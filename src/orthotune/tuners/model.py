@@ -65,6 +65,8 @@ class AdapterModel(BaseTuner):
             raise UnsupportedLayerError(
                 f"layer {name!r} is adapted in parts ({', '.join(module.parts)}) by another adapter; target the parts"
             )
+        if isinstance(module, cls.tuner_layer_cls):
+            return type(module)
         host = host_of(module, name)
         if host not in cls.layer_classes:
             supported = ", ".join(sorted(h.__name__.removesuffix("Host") for h in cls.layer_classes))
@@ -102,9 +104,7 @@ class AdapterModel(BaseTuner):
                 "False.",
                 stacklevel=2,
             )
-            peft_config.fan_in_fan_out = False
-        elif not peft_config.fan_in_fan_out:
-            peft_config.fan_in_fan_out = getattr(layer, "fan_in_fan_out", False)
+        peft_config.fan_in_fan_out = not isinstance(base, nn.Linear) and getattr(layer, "fan_in_fan_out", False)
         layer._active_adapter = adapter_name
         layer.update_layer(adapter_name, peft_config)
         if adapter_name not in self.active_adapters:

@@ -48,8 +48,8 @@ class RLRRConfig(AdapterConfig):
     init_weights: bool | Literal["paper", "normal", "uniform", "constant", "zero"] = field(
         default=True,
         metadata={
-            "help": "True: start as a no-op. False: random. Or a start of the paper's table 10: 'paper' (Kaiming uniform "
-            "on both factors), 'normal', 'uniform', 'constant', 'zero'."
+            "help": "True: start as a no-op. False: random. Or a start of the paper's table 10: 'paper' (Kaiming "
+            "uniform on both factors), 'normal', 'uniform', 'constant', 'zero'."
         },
     )
 
@@ -157,7 +157,10 @@ class RLRRLinear(RLRRLayer, LinearHost):
             return self._without_bias(z, before) if before else self.base_linear(z)
 
         if config.multiply_base:
-            y = sum((inner(x * column) * row for column, row in zip(left.T, right, strict=True)), start=x.new_zeros(()))
+            y = sum(
+                (inner(x * column) * row for column, row in zip(left.T, right, strict=True)),
+                start=x.new_zeros(()),
+            )
         else:
             y = x @ left @ right
         if config.residual:
@@ -176,7 +179,7 @@ class RLRRConv2d(RLRRLayer, Conv2dHost):
     """The kernel (out, in, kh, kw) is the matrix (out * kh, in * kw)."""
 
     @classmethod
-    def matrix_shape(cls, base_layer: nn.Module) -> tuple[int, int]:
+    def matrix_shape(cls, base_layer: Any) -> tuple[int, int]:
         out, channels, height, width = base_layer.weight.shape
         return channels * width, out * height
 
@@ -189,7 +192,7 @@ class RLRRConv2d(RLRRLayer, Conv2dHost):
 
 
 class RLRRNorm(RLRRLayer, NormHost):
-    """y * s + f on a norm's output (Lian et al., SSF, NeurIPS 2022): s in ``rlrr_right`` (1, n), f in ``rlrr_shift``."""
+    """y * s + f on a norm's output (SSF, Lian et al., NeurIPS 2022); s is ``rlrr_right`` (1, n), f ``rlrr_shift``."""
 
     @classmethod
     def check(cls, config: RLRRConfig, module_name: str, in_features: int, out_features: int) -> None:
@@ -248,7 +251,7 @@ class RLRRModel(AdapterModel):
         if bare:
             warnings.warn(
                 f"RLRR: {len(bare)} of {len(layers)} layers have no bias, so they get no shift, which could not be "
-                f"merged: {', '.join(bare[:4])}{', ...' if len(bare) > 4 else ''}. Pass shift=False to leave it out of all",
+                f"merged: {', '.join(bare[:4])}{', ...' if len(bare) > 4 else ''}. shift=False leaves it out of all",
                 stacklevel=2,
             )
 
