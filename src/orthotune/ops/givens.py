@@ -53,19 +53,12 @@ def rounds(width: int) -> Iterator[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A group of consecutive rounds: ``blocks`` matrices of ``size`` x ``size`` on every ``stride``-th coordinate.
-
-    ``first_row`` and ``second_row`` (rounds, blocks * size) index the flattened 2x2 blocks (the identity is appended
-    at the end) for the entry by which a coordinate is reached from its pair's first or second member; ``position``
-    (rounds + 1, blocks * size) says where each product of such entries stands in the stage's matrices.
-    """
+    """A group of consecutive rounds: ``blocks`` matrices of ``size`` x ``size`` on every ``stride``-th coordinate."""
 
     size: int
     blocks: int
     width: int  # coordinates the stage acts on; blocks * size, less the padding
-    first_row: Tensor
-    second_row: Tensor
-    position: Tensor
+    pairs: tuple[tuple[int, int], ...]  # of each round: first rotation, number of pairs
 
 
 @lru_cache(maxsize=256)
@@ -76,25 +69,48 @@ def stages(width: int) -> tuple[Stage, ...]:
     """
     if width < 2:
         raise ValueError(f"a rotation needs at least 2 coordinates, got width={width}")
-    todo = list(rounds(width))
+    todo = [(first, pairs) for _, first, pairs in rounds(width)]
     found = []
     count = width
     while todo:
         depth = len(todo) if count <= DENSE_WIDTH else BLOCK_ROUNDS
-        found.append(_stage(width, count, todo[:depth]))
+        size = 2**depth
+        blocks = -(-count // size)
+        found.append(Stage(size, blocks, count, tuple(todo[:depth])))
         todo = todo[depth:]
-        count = -(-count // 2**depth)
+        count = blocks
     return tuple(found)
 
 
-def _stage(width: int, count: int, group: list[tuple[int, int, int]]) -> Stage:
-    identity = num_rotations(width)
-    size = 2 ** len(group)
-    blocks = -(-count // size)
-    leaf = torch.arange(blocks * size)
-    local = leaf % size
+@dataclass(frozen=True)
+class _Index:
+    """Where the entries of a stage's matrices come from and go to.
+
+    ``first_row`` and ``second_row`` (rounds, blocks * size) index the flattened 2x2 blocks (the identity is appended
+    at the end) for the entry by which a coordinate is reached from its pair's first or second member; ``position``
+    (rounds + 1, blocks * size) says where each product of such entries stands in the stage's matrices.
+    """
+
+    first_row: Tensor
+    second_row: Tensor
+    position: Tensor
+
+
+@lru_cache(maxsize=512)
+def _indices(width: int, device: torch.device) -> tuple[_Index, ...]:
+    """Return the index tensors of each stage.
+
+    Only the operators' own kernels call this: under torch.compile or on the meta device the tensors would be fakes,
+    and a later call would find them in the cache.
+    """
+    return tuple(_index(stage, num_rotations(width), device) for stage in stages(width))
+
+
+def _index(stage: Stage, identity: int, device: torch.device) -> _Index:
+    leaf = torch.arange(stage.blocks * stage.size, device="cpu")
+    local = leaf % stage.size
     first_row, second_row, position = [], [], []
-    for level, (_, first, pairs) in enumerate(group, start=1):
+    for level, (first, pairs) in enumerate(stage.pairs, start=1):
         node = leaf >> level
         rotation = torch.where(node < pairs, first + node, identity)
         column = (leaf >> (level - 1)) & 1
@@ -103,23 +119,23 @@ def _stage(width: int, count: int, group: list[tuple[int, int, int]]) -> Stage:
         # the second member of the pair above this leaf: the row that enters the tree at this level
         position.append(((local >> level) << level) + 2 ** (level - 1))
     position.append(torch.zeros_like(leaf))
-    place = (leaf // size) * size * size + torch.stack(position) * size + local
-    return Stage(size, blocks, count, torch.stack(first_row), torch.stack(second_row), place)
+    place = (leaf // stage.size) * stage.size**2 + torch.stack(position) * stage.size + local
+    return _Index(torch.stack(first_row).to(device), torch.stack(second_row).to(device), place.to(device))
 
 
 @torch.library.custom_op("orthotune::stage_matrices", mutates_args=())
 def _stage_matrices(blocks: Tensor, width: int) -> list[Tensor]:
     entries = _entries(blocks)
     matrices = []
-    for stage in stages(width):
+    for stage, index in zip(stages(width), _indices(width, blocks.device), strict=True):
         products = []
         path = None
-        for down, across in _walk(entries, stage):
+        for down, across in _walk(entries, index):
             products.append(across if path is None else path * across)
             path = down if path is None else path * down
         assert path is not None
         flat = entries.new_zeros(stage.blocks * stage.size * stage.size)
-        flat[stage.position.reshape(-1).to(blocks.device)] = torch.cat([*products, path])
+        flat[index.position.reshape(-1)] = torch.cat([*products, path])
         matrices.append(_cut(flat.view(stage.blocks, stage.size, stage.size), stage))
     return matrices
 
@@ -133,11 +149,11 @@ def _(blocks: Tensor, width: int) -> list[Tensor]:
 def _stage_matrices_backward(blocks: Tensor, grads: list[Tensor], width: int) -> Tensor:
     entries = _entries(blocks)
     grad_entries = torch.zeros_like(entries)
-    for stage, grad in zip(stages(width), grads, strict=True):
+    for stage, index, grad in zip(stages(width), _indices(width, blocks.device), grads, strict=True):
         padding = stage.size - grad.shape[1]
         flat = F.pad(grad, (0, padding, 0, padding)).reshape(-1)
-        *grad_products, grad_path = flat[stage.position.to(blocks.device)]
-        walk = list(_walk(entries, stage))
+        *grad_products, grad_path = flat[index.position]
+        walk = list(_walk(entries, index))
         paths = [torch.ones_like(grad_path)]
         for down, _across in walk[:-1]:
             paths.append(paths[-1] * down)
@@ -145,8 +161,8 @@ def _stage_matrices_backward(blocks: Tensor, grads: list[Tensor], width: int) ->
             down, across = walk[level]
             grad_across, grad_down = paths[level] * grad_products[level], paths[level] * grad_path
             grad_path = grad_path * down + grad_products[level] * across
-            grad_entries.index_add_(0, stage.first_row[level].to(blocks.device), grad_down)
-            grad_entries.index_add_(0, stage.second_row[level].to(blocks.device), grad_across)
+            grad_entries.index_add_(0, index.first_row[level], grad_down)
+            grad_entries.index_add_(0, index.second_row[level], grad_across)
     return grad_entries[:-4].reshape(blocks.shape)
 
 
@@ -174,11 +190,9 @@ def _entries(blocks: Tensor) -> Tensor:
     return torch.cat([blocks.reshape(-1), identity.reshape(-1)])
 
 
-def _walk(entries: Tensor, stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
+def _walk(entries: Tensor, index: _Index) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield per level, finest first, the entry that reaches each coordinate from its pair's first and second."""
-    down = entries[stage.first_row.to(entries.device)]
-    across = entries[stage.second_row.to(entries.device)]
-    yield from zip(down, across, strict=True)
+    yield from zip(entries[index.first_row], entries[index.second_row], strict=True)
 
 
 def _cut(matrix: Tensor, stage: Stage) -> Tensor:
@@ -207,16 +221,19 @@ def identity_blocks(count: int) -> Tensor:
     return torch.eye(2).repeat(count, 1, 1)
 
 
-@lru_cache(maxsize=256)
-def permutation(width: int) -> Tensor:
+def permutation(width: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the fixed permutation between two trees: coordinate j goes to (j * step) mod width, (width,), int64.
 
     ``step`` is the number coprime to ``width`` nearest to width / golden ratio, which carries neighbours far apart.
     The rule is arithmetic, so that a checkpoint means the same on every machine.
     """
+    return (torch.arange(width, device=device) * _step(width)) % width
+
+
+@lru_cache(maxsize=256)
+def _step(width: int) -> int:
     golden = width * (math.sqrt(5) - 1) / 2
-    step = min((s for s in range(1, width + 1) if math.gcd(s, width) == 1), key=lambda s: abs(s - golden))
-    return (torch.arange(width) * step) % width
+    return min((s for s in range(1, width + 1) if math.gcd(s, width) == 1), key=lambda s: abs(s - golden))
 
 
 def apply(x: Tensor, blocks: Tensor, *, num_trees: int = 1, transpose: bool = False) -> Tensor:
@@ -246,7 +263,7 @@ def apply(x: Tensor, blocks: Tensor, *, num_trees: int = 1, transpose: bool = Fa
         if tree == 0:
             x = rotate(x, matrices, transpose)
         else:
-            shuffle = _power(permutation(width), tree).to(x.device)
+            shuffle = _power(permutation(width, x.device), tree)
             x = rotate(x[..., shuffle], matrices, transpose)[..., shuffle.argsort()]
     return x
 
