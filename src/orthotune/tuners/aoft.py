@@ -36,7 +36,7 @@ class AOFTConfig(AdapterConfig):
     learn_scale: bool = field(default=True, metadata={"help": "Learn the scale l between the projections."})
     init_weights: bool | Literal["paper"] = field(
         default=True,
-        metadata={"help": "True: start as a no-op. False: random. 'paper': l = 1 and nothing subtracted."},
+        metadata={"help": "True: start as a no-op. False: a random start. 'paper': l = 1 and nothing subtracted."},
     )
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class AOFTConfig(AdapterConfig):
     @property
     def subtracts_start(self) -> bool:
         """Whether the product at the starting vectors is subtracted."""
-        return self.init_weights is True and not self.learn_scale
+        return self.init_weights != "paper" and not self.learn_scale
 
 
 class AOFTLayer(AdapterLayer):
@@ -83,6 +83,8 @@ class AOFTLayer(AdapterLayer):
         if config.subtracts_start:
             self.aoft_down_init[adapter_name] = down.clone()
             self.aoft_up_init[adapter_name] = up.clone()
+            if config.init_weights is False:
+                down, up = map(approx_orthogonal.random_unit, (self.in_features, self.out_features))
         self.aoft_down[adapter_name] = nn.Parameter(down)
         self.aoft_up[adapter_name] = nn.Parameter(up)
         if config.learn_scale:
