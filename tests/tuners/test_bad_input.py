@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -103,6 +104,22 @@ def test_a_layer_that_cannot_be_adapted_is_named_and_the_model_stays_as_it_was(o
     with pytest.raises(ValueError, match=message):
         peft.get_peft_model(model, options)
     assert [type(m) for m in model.modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("make", "target"),
+    [
+        (lambda: nn.TransformerEncoderLayer(8, 2), "out_proj"),
+        (lambda: timm.create_model("beit_base_patch16_224", num_classes=0), "qkv"),
+        (lambda: timm.create_model("beit_base_patch16_224", num_classes=0), "q"),
+        (lambda: timm.create_model("swinv2_tiny_window8_256", num_classes=0), "v"),
+    ],
+)
+def test_a_layer_whose_weight_is_used_without_calling_it(make: Any, target: str) -> None:
+    with torch.device("meta"):
+        model = make()
+    with pytest.raises(ValueError, match="uses its weight without calling it"):
+        peft.get_peft_model(model, GOFTConfig(target_modules=[target]), low_cpu_mem_usage=True)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import InputError
 from orthotune.ops.precision import layer_dtype
+from orthotune.tuners.fused import FUSED_PARTS
 from orthotune.tuners.layer import AdapterLayer
 
 
@@ -127,3 +128,19 @@ def host_of(module: nn.Module, name: str) -> type[AdapterLayer]:
         "Conv1D, nn.Conv2d without groups and (RLRR) normalisations that have a weight; narrow target_modules or name "
         "it in exclude_modules"
     )
+
+
+def check_is_called(parent: nn.Module, name: str) -> None:
+    """Raise UnsupportedLayerError if ``parent`` computes with the weight of its layer ``name`` without calling it.
+
+    An adapter on such a layer would silently do nothing: ``nn.MultiheadAttention``, and timm's attention modules that
+    keep the biases of a fused projection apart (BEiT, EVA, Swin v2).
+    """
+    bypassed = isinstance(parent, nn.MultiheadAttention)
+    if name.rpartition(".")[2] in FUSED_PARTS:
+        bypassed = bypassed or getattr(parent, "q_bias", None) is not None
+    if bypassed:
+        raise UnsupportedLayerError(
+            f"layer {name!r} belongs to a {type(parent).__name__}, which uses its weight without calling it, so an "
+            "adapter would do nothing; name it in exclude_modules"
+        )

@@ -20,7 +20,7 @@ from orthotune.tuners.fused import (
     split_fused_projections,
     targeted_parts,
 )
-from orthotune.tuners.hosts import UnsupportedLayerError, host_of
+from orthotune.tuners.hosts import UnsupportedLayerError, check_is_called, host_of
 from orthotune.tuners.layer import AdapterLayer
 
 # queries and values, as PEFT does for LoRA, with the vision transformers that its table leaves out
@@ -50,6 +50,8 @@ class AdapterModel(BaseTuner):
             )
         for name, parts in targeted_parts(model, peft_config).items():
             self._check_layer(peft_config, model.get_submodule(name), name, parts=len(parts))
+        for name in (*targets, *targeted_parts(model, peft_config)):
+            check_is_called(model.get_submodule(name.rpartition(".")[0]), name)
         split_fused_projections(model, peft_config)
 
     def _check_layer(self, peft_config: AdapterConfig, module: nn.Module, name: str, parts: int = 1) -> None:
