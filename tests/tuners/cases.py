@@ -53,9 +53,9 @@ class Linears(nn.Module):
 class Convs(nn.Module):
     """Two-dimensional convolutions with non-square kernels, strides, padding and dilation."""
 
-    def __init__(self, mode: str = "zeros") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 6, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), padding_mode=mode)
+        self.first = nn.Conv2d(3, 6, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2))
         self.second = nn.Conv2d(6, 5, (1, 3), padding="same")
         self.head = nn.Linear(5, 3)
 
