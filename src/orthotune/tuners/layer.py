@@ -153,8 +153,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         weight = weight.to(base.weight.dtype).contiguous()
         if safe_merge and not all(t.isfinite().all() for t in (weight, bias) if t is not None):
             raise InputError(
-                f"NaNs detected in the merged weights of {self.module_name!r}: the adapter {', '.join(adapters)} seems "
-                "to be broken; nothing was merged into this layer. Load a checkpoint from before the loss diverged"
+                f"NaNs detected in the merged weights. The adapter {', '.join(adapters)} seems to be broken in layer "
+                f"{self.module_name!r}; nothing was merged into it. Load a checkpoint from before the loss diverged"
             )
         if self._before_merge is None:
             before = base.weight.data, None if bias is None else base.bias.data
