@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import pytest
@@ -19,10 +18,9 @@ MODES = {
 
 
 @pytest.fixture(autouse=True)
-def _cold_caches() -> Iterator[None]:
+def _cold_caches() -> None:
     for cached in (givens.stages, givens._indices, givens._step):
         cached.cache_clear()
-    yield
 
 
 @pytest.mark.parametrize("trees", [1, 2])

@@ -1,0 +1,34 @@
+"""The tier is collected only when asked for, because it fetches PEFT's source distribution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _asked_for(config: pytest.Config) -> bool:
+    marks = config.option.markexpr or ""
+    return ("peft_suite" in marks and "not peft_suite" not in marks) or (
+        not marks and any("peft_suite" in str(argument) for argument in config.invocation_params.args)
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Admit a mark that PEFT misspells."""
+    config.addinivalue_line("markers", "skipf: skipif, as it is spelt once in PEFT's tests")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the tier's modules out of an ordinary run."""
+    return True if collection_path.is_relative_to(HERE) and not _asked_for(config) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tier; PEFT's tests do not expect warnings to be errors."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.peft_suite)
+            item.add_marker(pytest.mark.filterwarnings("default"))
