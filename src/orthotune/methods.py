@@ -78,7 +78,7 @@ METHODS: dict[str, Method] = {
     "aoft": Method("Low-rank update between approximately orthogonal projections", 2e-3, "orthotune:AOFTConfig"),
     "lora": Method("Low-rank update (PEFT)", 1e-3, "peft:LoraConfig", defaults={"r": 8, "lora_alpha": 8}),
     "oft": Method("Block-diagonal orthogonal fine-tuning (PEFT)", 1e-3, "peft:OFTConfig"),
-    "linear": Method("Linear probe: the head alone", 1e-2, trains="head"),
+    "linear": Method("Linear probe: the head alone", 3e-3, trains="head"),
     "full": Method("Every parameter", 1e-4, trains="all"),
 }
 

@@ -143,6 +143,9 @@ def _build_timm(
     except (AssertionError, ValueError, RuntimeError, OSError) as error:
         hint = "; without network give --weights FILE or --random-weights" if pretrained else ""
         raise InputError(f"model {name!r} cannot be built: {_one_line(error)}{hint}") from error
+    patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
+    if image_size is not None and patch and image_size % patch[0]:
+        raise InputError(f"--image-size {image_size} is not a multiple of the patch size {patch[0]} of {name}")
     found = module.get_classifier()
     wanted = {id(m) for m in (found if isinstance(found, tuple) else (found,))}
     head = tuple(n for n, m in module.named_modules() if id(m) in wanted)
