@@ -185,3 +185,24 @@ def test_nothing_of_size_width_squared_is_made() -> None:
         rotation._gradients(x.detach(), y, matrices, False)
         givens.apply(x, blocks).sum().backward()
     assert largest <= 40 * width
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_work_in_chunks_adds_up(transpose: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = random_blocks(139).requires_grad_()
+    x = torch.randn(50, 140, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(50, 140, dtype=torch.float64)
+    whole = torch.autograd.grad(givens.apply(x, blocks, transpose=transpose), (x, blocks), grad)
+    monkeypatch.setattr(rotation, "CHUNK", 1)
+    assert len(list(rotation._chunks(50, 140))) > 1
+    parts = torch.autograd.grad(givens.apply(x, blocks, transpose=transpose), (x, blocks), grad)
+    for a, b in zip(whole, parts, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12)
+
+
+def test_an_empty_batch_is_fine() -> None:
+    x = torch.zeros(0, 140, requires_grad=True)
+    blocks = random_blocks(139, torch.float32).requires_grad_()
+    givens.apply(x, blocks).sum().backward()
+    assert x.grad is not None
+    assert not blocks.grad.any()

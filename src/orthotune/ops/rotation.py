@@ -12,13 +12,21 @@ The backward keeps x and the matrices alone and rebuilds the coarse coordinates 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from orthotune.ops.precision import full_precision
+
+CHUNK = 2**18  # numbers of x worked on at a time: a chunk and its copies stay in a core's cache
+
+
+def _chunks(rows: int, width: int) -> Iterator[slice]:
+    """Cut ``rows`` into slices of about CHUNK numbers; at least one slice."""
+    size = max(CHUNK // width, 16)
+    yield from (slice(start, start + size) for start in range(0, max(rows, 1), size))
 
 
 def _as_blocks(x: Tensor, count: int, size: int) -> Tensor:
@@ -78,9 +86,11 @@ def _gradients(x: Tensor, grad: Tensor, matrices: Sequence[Tensor], transpose: b
 @torch.library.custom_op("orthotune::rotate", mutates_args=())
 def _rotate(x: Tensor, matrices: list[Tensor], transpose: bool) -> Tensor:
     with full_precision(x):
-        dtype = matrices[0].dtype
-        y = _apply(x.reshape(-1, x.shape[-1]).to(dtype), matrices, transpose)
-        return y.to(x.dtype).reshape(x.shape).contiguous()
+        dtype, rows = matrices[0].dtype, x.reshape(-1, x.shape[-1])
+        y = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        for chunk in _chunks(*rows.shape):
+            y[chunk] = _apply(rows[chunk].to(dtype), matrices, transpose)
+        return y.view(x.shape)
 
 
 @_rotate.register_fake
@@ -92,10 +102,14 @@ def _(x: Tensor, matrices: list[Tensor], transpose: bool) -> Tensor:
 def _rotate_backward(x: Tensor, grad: Tensor, matrices: list[Tensor], transpose: bool) -> list[Tensor]:
     with full_precision(x):
         dtype, width = matrices[0].dtype, x.shape[-1]
-        grad_x, grad_matrices = _gradients(
-            x.reshape(-1, width).to(dtype), grad.reshape(-1, width).to(dtype), matrices, transpose
-        )
-        return [grad_x.to(x.dtype).reshape(x.shape).contiguous(), *(g.contiguous() for g in grad_matrices)]
+        rows, grad_rows = x.reshape(-1, width), grad.reshape(-1, width)
+        grad_x = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        grad_matrices = [torch.zeros_like(matrix) for matrix in matrices]
+        for chunk in _chunks(*rows.shape):
+            grad_x[chunk], parts = _gradients(rows[chunk].to(dtype), grad_rows[chunk].to(dtype), matrices, transpose)
+            for total, part in zip(grad_matrices, parts, strict=True):
+                total.add_(part)
+        return [grad_x.view(x.shape), *grad_matrices]
 
 
 @_rotate_backward.register_fake
