@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training.tiny import write_digits
 
 from orthotune.data import ImageStore, loader, scan
 from orthotune.data.images import generator, normalise, random_box
 from orthotune.errors import InputError
 from orthotune.models import Preprocessing
+from training.tiny import write_digits
 
 HOW = Preprocessing(size=8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 1.0))
 

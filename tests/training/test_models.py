@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from training.tiny import MODEL_ARGS, config
 
 from orthotune.errors import InputError
 from orthotune.methods import METHODS, adapter_fields, adapter_values
@@ -16,6 +15,7 @@ from orthotune.models import adapt, build_classifier
 from orthotune.models.build import Classifier
 from orthotune.models.targets import SETS, resolve_targets
 from orthotune.training import fit, merge, predict
+from training.tiny import MODEL_ARGS, config
 
 TINY = "vit_tiny_patch16_224"
 
@@ -77,7 +77,7 @@ def test_rank_out_of_range_is_named() -> None:
 
 
 def test_unknown_names_come_with_near_ones() -> None:
-    with pytest.raises(InputError, match="model 'vit_tiny_patch16_225' is neither.*did you mean vit_tiny_patch16_224"):
+    with pytest.raises(InputError, match=r"model 'vit_tiny_patch16_225' is neither.*did you mean vit_tiny_patch16_224"):
         build_classifier("vit_tiny_patch16_225", 3)
     with pytest.raises(InputError, match="'init_weigths' is unknown for method 'goft'; did you mean init_weights"):
         adapter_values("goft", {"init_weigths": True})

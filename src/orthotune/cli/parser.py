@@ -30,7 +30,9 @@ class Parser(ArgumentParser):
     """A parser whose errors are InputErrors; remembers each option's type to say what was expected."""
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, exit_on_error=False, formatter_class=HelpFormatter)
+        super().__init__(
+            prog=prog, description=description, exit_on_error=False, allow_abbrev=False, formatter_class=HelpFormatter
+        )
         self.types: dict[str, Any] = {}
 
     def option(self, group: Any, name: str, hint: Any, default: Any, text: str, **more: Any) -> None:

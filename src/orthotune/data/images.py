@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def generator(*keys: int) -> torch.Generator:
 def decode(data: bytes, path: Path) -> Image.Image:
     """The RGB image in ``data``; InputError names ``path`` if it cannot be decoded."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         return image.convert("RGB")
@@ -165,7 +165,7 @@ def loader(
 ) -> tuple[DataLoader[tuple[Tensor, Tensor]], EpochBatches]:
     """(loader of uint8 images (N, 3, S, S) and labels (N,), its batches; set ``batches.epoch`` before a pass)."""
     batches = EpochBatches(len(store), batch_size, shuffle=shuffle, seed=seed)
-    data = DataLoader(
+    data: DataLoader[Any] = DataLoader(
         store,
         batch_sampler=batches,
         num_workers=workers,
