@@ -39,7 +39,8 @@ def _as_blocks(x: Tensor, count: int, size: int) -> Tensor:
 
 def _from_blocks(y: Tensor, width: int) -> Tensor:
     """Turn (count, T, size) back into a new (T, width) tensor."""
-    return y.transpose(0, 1).reshape(y.shape[1], -1)[:, :width]
+    count, rows, size = y.shape
+    return y.transpose(0, 1).reshape(rows, count * size)[:, :width]
 
 
 def _apply(x: Tensor, matrices: Sequence[Tensor], transpose: bool) -> Tensor:
