@@ -66,5 +66,6 @@ def run(arguments: list[str]) -> int:
                 total = result.parameters["total"]
                 console.print(f"pre-trained: {total:,} parameters, {result.test['top1']:.1%} on new images of 0-4")
     console.print(table)
-    console.print(f"{time.perf_counter() - start:.0f} s; one seed of a small task: another --seed moves a method by ten points and changes the ranking")
+    console.print(f"{time.perf_counter() - start:.0f} s")
+    console.print("One seed of a small task: another --seed moves a method by ten points and changes the ranking.")
     return 0
