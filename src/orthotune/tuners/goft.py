@@ -166,6 +166,10 @@ class GOFTModel(AdapterModel):
             # on the model itself, since PeftModel.forward without a task type does not pass through the tuner's
             model.register_forward_hook(_penalty_hook, with_kwargs=True)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """See PEFT; before 0.19 its own calls ``self.model.forward``, past the hook that adds the penalty."""
+        return self.model(*args, **kwargs)
+
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model: nn.Module = super()._unload_and_optionally_merge(*args, **kwargs)
         for key, hook in list(model._forward_hooks.items()):
