@@ -21,7 +21,7 @@ OPTIONS: dict[str, tuple[type, dict[str, Any]]] = {
     "GOFT output scale": (GOFTConfig, {"scale": "output"}),
     "GOFT input scale": (GOFTConfig, {"scale": "input"}),
     "GOFT two trees": (GOFTConfig, {"num_trees": 2}),
-    "qGOFT output scale two trees": (GOFTConfig, {"quasi": True, "scale": "output", "num_trees": 2}),
+    "qGOFT input scale two trees": (GOFTConfig, {"quasi": True, "scale": "input", "num_trees": 2}),
     "RLRR r=2": (RLRRConfig, {"r": 2}),
     "RLRR left": (RLRRConfig, {"right": False}),
     "RLRR right": (RLRRConfig, {"left": False}),

@@ -24,6 +24,11 @@ def _opt() -> tf.PreTrainedModel:
     return tf.OPTForCausalLM(tf.OPTConfig(**sizes))
 
 
+def _gpt_neo() -> tf.PreTrainedModel:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 64}
+    return tf.GPTNeoForCausalLM(tf.GPTNeoConfig(**sizes, **TOKENS, attention_types=[[["global", "local"], 1]]))
+
+
 def _t5() -> tf.PreTrainedModel:
     sizes = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
     return tf.T5ForConditionalGeneration(tf.T5Config(**sizes, decoder_start_token_id=0))
@@ -45,6 +50,11 @@ BUILDERS: dict[str, Callable[[], tf.PreTrainedModel]] = {
     "tiny-random-OPTForCausalLM": _opt,
     "tiny-random-GPT2LMHeadModel": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**GPT)),
     "tiny-random-GPTJForCausalLM": lambda: tf.GPTJForCausalLM(tf.GPTJConfig(**GPT)),
+    "tiny-random-gpt_neo": _gpt_neo,
+    "tiny-random-GPTBigCodeForCausalLM": lambda: tf.GPTBigCodeForCausalLM(tf.GPTBigCodeConfig(**GPT)),
+    "tiny-random-BloomForCausalLM": lambda: tf.BloomForCausalLM(
+        tf.BloomConfig(vocab_size=64, hidden_size=16, n_layer=2, n_head=2, **TOKENS)
+    ),
     "tiny-random-LlamaForCausalLM": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**GATED)),
     "tiny-dummy-qwen2": lambda: tf.Qwen2ForCausalLM(tf.Qwen2Config(**GATED)),
     "tiny-random-Gemma3ForCausalLM": lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**GATED, head_dim=8)),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import peft
 import pytest
 import transformers.trainer  # noqa: F401  asks which packages are installed, so before any stand-in is
+from packaging.version import Version
 from PIL import Image
 
 PACKAGE = "peft_own_tests"
@@ -45,8 +47,17 @@ def load(module: str) -> ModuleType:
     return _load(module)
 
 
+def newer(module: ModuleType, name: str, since: str) -> type:
+    """Return a class of PEFT's tests that an old PEFT may not have; there, before ``since``, one without tests."""
+    if not hasattr(module, name) and Version(peft.__version__) < Version(since):
+        return type(name, (), {})
+    found: type = getattr(module, name)
+    return found
+
+
 def _load(module: str) -> ModuleType:
-    with _stand_in(*UNUSED_IMPORTS[module]) if module in UNUSED_IMPORTS else nullcontext():
+    with warnings.catch_warnings(), _stand_in(*UNUSED_IMPORTS[module]) if module in UNUSED_IMPORTS else nullcontext():
+        warnings.simplefilter("default")
         return importlib.import_module(f"{PACKAGE}.{module}")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from peft import get_peft_model
 
 from orthotune import AOFTConfig, GOFTConfig, RLRRConfig
@@ -18,6 +19,9 @@ from peft_suite import cases, source
 from peft_suite.retarget import retarget
 
 suite = source.load("test_custom_models")
+
+if hasattr(suite, "PREFIXES"):  # a table that PEFT kept for this module before 0.19
+    suite.PREFIXES.update({config_cls: f"{config_cls().method}_" for config_cls in cases.CLASSES})
 
 OURS: dict[str, list[Any]] = {
     "test_name, model_id, config_cls, config_kwargs": cases.CUSTOM_CASES,
@@ -33,19 +37,32 @@ LORA_ONLY = {
     "test_disable_adapter_with_bias_warns": "skips every method but LoRA and BOFT",
 }
 
-# Two training tests take their learning rate from the class of the configuration, 0.5 if not listed there. HiRA, like
-# RLRR, multiplies the weight, so its gradients are as small as the weight, and gets 100. RandLoRA gets 0.01, because
-# at 0.5 the loss of this test, which has no lower bound, runs off to infinity; so does qGOFT's and AOFT's.
-suite.HiraConfig = (suite.HiraConfig, RLRRConfig)
-suite.RandLoraConfig = (suite.RandLoraConfig, GOFTConfig, AOFTConfig)
+# Two training tests take their learning rate from the class of the configuration, 0.5 for a class they do not list.
+# RLRR multiplies the weight, so its gradients are as small as the weight: it takes what HiRA does, another such method.
+# The second test's loss has no lower bound, and methods that run off to infinity take 0.01 (RandLoRA, OSF): so do
+# qGOFT and AOFT.
+LEARNING_RATES: dict[str, tuple[tuple[type, ...], float]] = {
+    "test_only_params_are_updated": ((RLRRConfig,), 100),
+    "test_parameters_after_loading_model": ((GOFTConfig, AOFTConfig), 0.01),
+}
 
 TestPeftCustomModel = retarget(suite.TestPeftCustomModel, OURS, leave_out=LORA_ONLY)
 TestMultipleActiveAdapters = retarget(suite.TestMultipleActiveAdapters, OURS)
-TestPeftFsdpStateDict = retarget(suite.TestPeftFsdpStateDict, OURS)
+TestPeftFsdpStateDict = retarget(source.newer(suite, "TestPeftFsdpStateDict", "0.21"), OURS)
+
+
+@pytest.fixture(autouse=True)
+def _learning_rate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes, rate = LEARNING_RATES.get(request.function.__name__, ((), 0.0))
+    if classes and issubclass(request.node.callspec.params["config_cls"], classes):
+        sgd = torch.optim.SGD
+        monkeypatch.setattr(torch.optim, "SGD", lambda params, lr: sgd(params, lr=rate))
 
 
 @pytest.mark.usefixtures("our_default_targets")
-class TestDefaultTargetModules(retarget(suite.TestDefaultTargetModules, OURS)):  # type: ignore[misc]
+class TestDefaultTargetModules(
+    retarget(source.newer(suite, "TestDefaultTargetModules", "0.21"), OURS)  # type: ignore[misc]
+):
     """Default targets by model type; the tests put a model type into DeLoRA's table, for which ours stands in."""
 
     @pytest.fixture
