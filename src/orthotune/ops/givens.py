@@ -157,12 +157,13 @@ def _stage_matrices_backward(blocks: Tensor, grads: list[Tensor], width: int) ->
         paths = [torch.ones_like(grad_path)]
         for down, _across in walk[:-1]:
             paths.append(paths[-1] * down)
-        for level in reversed(range(len(walk))):
-            down, across = walk[level]
-            grad_across, grad_down = paths[level] * grad_products[level], paths[level] * grad_path
-            grad_path = grad_path * down + grad_products[level] * across
-            grad_entries.index_add_(0, index.first_row[level], grad_down)
-            grad_entries.index_add_(0, index.second_row[level], grad_across)
+        grad_down = []
+        for path, product, (down, across) in zip(reversed(paths), reversed(grad_products), reversed(walk), strict=True):
+            grad_down.append(path * grad_path)
+            grad_path = grad_path * down + product * across
+        grad_across = torch.stack(paths) * torch.stack(grad_products)
+        grad_entries.index_add_(0, index.first_row.reshape(-1), torch.cat(grad_down[::-1]))
+        grad_entries.index_add_(0, index.second_row.reshape(-1), grad_across.reshape(-1))
     return grad_entries[:-4].reshape(blocks.shape)
 
 
