@@ -43,7 +43,8 @@ class Method:
 
     ``config`` is ``"module:Class"`` of a PEFT config (None: no adapter), ``trains`` what is trained besides the
     head, ``targets`` the named set of modules adapted by default, ``defaults`` the values that differ from the
-    config's own, ``lr`` the learning rate to start from.
+    config's own, ``lr`` the learning rate to start from (of goft, qgoft, rlrr, aoft and lora: near the best in
+    docs/results.md).
     """
 
     summary: str
@@ -62,21 +63,21 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "goft": Method("Givens rotations: D-1 angles a layer, exactly orthogonal", 1e-3, "orthotune:GOFTConfig"),
+    "goft": Method("Givens rotations: D-1 angles a layer, exactly orthogonal", 1e-2, "orthotune:GOFTConfig"),
     "qgoft": Method(
         "Givens rotations with free 2x2 blocks: 4(D-1) numbers a layer, softly orthogonal",
-        1e-3,
+        1e-2,
         "orthotune:GOFTConfig",
         defaults={"quasi": True},
     ),
     "rlrr": Method(
         "Residual low-rank rescaling of every weight, and of the norms",
-        5e-3,
+        3e-3,
         "orthotune:RLRRConfig",
         targets="default+norms",
     ),
-    "aoft": Method("Low-rank update between approximately orthogonal projections", 2e-3, "orthotune:AOFTConfig"),
-    "lora": Method("Low-rank update (PEFT)", 1e-3, "peft:LoraConfig", defaults={"r": 8, "lora_alpha": 8}),
+    "aoft": Method("Low-rank update between approximately orthogonal projections", 1e-2, "orthotune:AOFTConfig"),
+    "lora": Method("Low-rank update (PEFT)", 3e-3, "peft:LoraConfig", defaults={"r": 8, "lora_alpha": 8}),
     "oft": Method("Block-diagonal orthogonal fine-tuning (PEFT)", 1e-3, "peft:OFTConfig"),
     "linear": Method("Linear probe: the head alone", 3e-3, trains="head"),
     "full": Method("Every parameter", 1e-4, trains="all"),
