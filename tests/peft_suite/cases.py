@@ -28,6 +28,7 @@ OPTIONS: dict[str, tuple[type, dict[str, Any]]] = {
     "RLRR no residual": (RLRRConfig, {"residual": False}),
     "RLRR no base": (RLRRConfig, {"multiply_base": False}),
     "RLRR no shift": (RLRRConfig, {"shift": False}),
+    "AOFT r=1": (AOFTConfig, {"r": 1}),
     "AOFT fixed scale": (AOFTConfig, {"r": 2, "learn_scale": False}),
 }
 
@@ -73,7 +74,7 @@ def _grid(methods: dict[str, tuple[type, dict[str, Any]]], targets: list[tuple[s
 
 
 def _fits(case: Case) -> bool:
-    """Whether the layers are wide enough: a rotation or a projection needs two coordinates, a rank r needs r."""
+    """Whether the layers are wide enough: a rotation needs two coordinates, a rank r needs r."""
     _, model, config_cls, options = case
     widths = {"EmbConv1D": (5, 1), "Conv2d1x1": (1, 10)}.get(model)
     if widths is None:

@@ -81,7 +81,10 @@ class Unsupported(nn.Module):
             GOFTConfig(target_modules=["fine", "narrow"]),
             "layer 'narrow' has width in_features=1: a rotation needs",
         ),
-        (AOFTConfig(target_modules=["fine", "narrow"], r=1), "layer 'narrow' has width 1"),
+        (
+            AOFTConfig(target_modules=["fine", "narrow"], r=2),
+            r"r=2 is out of range for layer 'narrow': .*min\(1, 4\) = 1",
+        ),
         (
             AOFTConfig(target_modules=["fine"], r=5),
             r"r=5 is out of range for layer 'fine': .*min\(4, 4\) = 4",

@@ -9,7 +9,6 @@ import torch
 from peft.tuners._buffer_dict import BufferDict
 from torch import Tensor, nn
 
-from orthotune.errors import InputError
 from orthotune.ops import approx_orthogonal
 from orthotune.ops.precision import layer_dtype
 from orthotune.tuners._registration import peft_type
@@ -65,17 +64,7 @@ class AOFTLayer(AdapterLayer):
 
     @classmethod
     def check(cls, config: AOFTConfig, module_name: str, in_features: int, out_features: int) -> None:
-        limit = min(in_features, out_features)
-        if limit < 2:
-            raise InputError(
-                f"layer {module_name!r} has width {limit} (in={in_features}, out={out_features}): a projection needs "
-                "at least 2; name the layer in exclude_modules"
-            )
-        if config.r > limit:
-            raise InputError(
-                f"r={config.r} is out of range for layer {module_name!r}: 1 <= r <= min(in, out) = "
-                f"min({in_features}, {out_features}) = {limit}; lower r or name the layer in exclude_modules"
-            )
+        config.check_rank(module_name, in_features, out_features)
 
     def create_parameters(self, adapter_name: str, config: AOFTConfig) -> None:
         down = approx_orthogonal.random_unit(self.in_features)

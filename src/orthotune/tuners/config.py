@@ -91,3 +91,12 @@ class AdapterConfig(PeftConfig):
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}={value!r} is out of range: it is a whole number of at least 1")
+
+    def check_rank(self, module_name: str, in_features: int, out_features: int) -> None:
+        """Raise InputError unless the field ``r`` is a rank that a layer of this size has."""
+        rank, limit = int(getattr(self, "r", 1)), min(in_features, out_features)
+        if rank > limit:
+            raise InputError(
+                f"r={rank} is out of range for layer {module_name!r}: 1 <= r <= min(in, out) = "
+                f"min({in_features}, {out_features}) = {limit}; lower r or name the layer in exclude_modules"
+            )

@@ -76,12 +76,7 @@ class RLRRLayer(AdapterLayer):
 
     @classmethod
     def check(cls, config: RLRRConfig, module_name: str, in_features: int, out_features: int) -> None:
-        limit = min(in_features, out_features)
-        if config.r > limit:
-            raise InputError(
-                f"r={config.r} is out of range for layer {module_name!r}: 1 <= r <= min(in, out) = "
-                f"min({in_features}, {out_features}) = {limit}; lower r or name the layer in exclude_modules"
-            )
+        config.check_rank(module_name, in_features, out_features)
 
     def create_parameters(self, adapter_name: str, config: RLRRConfig) -> None:
         left, right = _start(config, self.in_features, self.out_features)
