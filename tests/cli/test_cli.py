@@ -123,7 +123,7 @@ def test_resume_needs_only_the_folder_and_names_other_settings(run: Path, capsys
     before = (run / "metrics.json").read_bytes()
     assert main(["fit", "--resume", "--out", str(run)]) == 0
     line = refused(capsys, ["fit", "--resume", "--out", str(run), "--lr", "0.5", "--adapter.r", "2"])
-    assert "--lr (0.5, was 0.005)" in line
+    assert f"--lr (0.5, was {METHODS['rlrr'].lr})" in line
     assert "--adapter ({'r': 2}, was {})" in line
     assert (run / "metrics.json").read_bytes() == before
 

@@ -70,8 +70,8 @@ def test_resuming_a_finished_run_returns_its_result(uninterrupted: tuple[Path, M
 
 def test_other_settings_are_named(uninterrupted: tuple[Path, Metrics], digits: Path) -> None:
     changed = resumable(digits, uninterrupted[0])
-    changed.lr, changed.seed = 0.5, 3
-    with pytest.raises(InputError, match=r"--lr \(0\.5, was 0\.001\).*--seed \(3, was 0\)"):
+    lr, changed.lr, changed.seed = changed.lr, 0.5, 3
+    with pytest.raises(InputError, match=rf"--lr \(0\.5, was {lr}\).*--seed \(3, was 0\)"):
         fit(changed, resume=True, quiet=True)
 
 
