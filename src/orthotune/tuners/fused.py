@@ -7,8 +7,6 @@ one of the parts by name (``"q"``, ``"blocks.0.attn.qkv.v"``, ...), the layer is
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import InputError
+from orthotune.tuners.layer import base_of
 
 # name of the fused layer -> its equal parts, in the order of its outputs
 FUSED_PARTS: dict[str, tuple[str, ...]] = {
@@ -57,20 +56,16 @@ class FusedProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([getattr(self, part)(x) for part in self.parts], dim=-1)
 
-    def _base(self, part: str) -> Any:
-        layer = getattr(self, part)
-        return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-
     @property
     def weight(self) -> nn.Parameter:
         """A copy of the base weight in the fused layer's layout; changing it changes nothing."""
-        weights = [self._base(part).weight for part in self.parts]
+        weights = [base_of(getattr(self, part)).weight for part in self.parts]
         return self._joined(weights, dim=1 if self.transposed else 0)
 
     @property
     def bias(self) -> nn.Parameter | None:
         """A copy of the base bias in the fused layer's layout."""
-        biases = [self._base(part).bias for part in self.parts]
+        biases = [base_of(getattr(self, part)).bias for part in self.parts]
         return None if biases[0] is None else self._joined(biases, dim=0)
 
     @staticmethod

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.errors import InputError
 from orthotune.ops.precision import layer_dtype
 from orthotune.tuners.fused import FUSED_PARTS
-from orthotune.tuners.layer import AdapterLayer
+from orthotune.tuners.layer import AdapterLayer, base_of
 
 
 class UnsupportedLayerError(InputError, TypeError):
@@ -105,10 +105,10 @@ def host_of(module: nn.Module, name: str) -> type[AdapterLayer]:
 
     Raises UnsupportedLayerError, naming the layer, its type and what is supported.
     """
-    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    base = base_of(module)
     if isinstance(base, nn.Linear | Conv1D):
         return LinearHost
-    if isinstance(base, nn.Conv2d) and not isinstance(base, nn.ConvTranspose2d):
+    if isinstance(base, nn.Conv2d):
         if base.groups != 1:
             raise UnsupportedLayerError(
                 f"layer {name!r} is a Conv2d with groups={base.groups}; only groups=1 is supported: leave it out of "

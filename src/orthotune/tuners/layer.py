@@ -194,6 +194,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return f"{self.method}.{super().__repr__()}"
 
 
+def base_of(module: nn.Module) -> Any:
+    """Return the frozen layer under a module's adapters: the module itself where it has none."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
 def _checksum(weight: Tensor) -> int:
     """Sum a tensor's bits as integers: exact, whatever the order of summation."""
     kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]

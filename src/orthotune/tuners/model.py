@@ -21,7 +21,7 @@ from orthotune.tuners.fused import (
     targeted_parts,
 )
 from orthotune.tuners.hosts import UnsupportedLayerError, check_is_called, host_of
-from orthotune.tuners.layer import AdapterLayer
+from orthotune.tuners.layer import AdapterLayer, base_of
 
 # queries and values, as PEFT does for LoRA, with the vision transformers that its table leaves out
 _QUERY_VALUE = ["q", "v", "query", "value", "q_proj", "v_proj"]
@@ -43,21 +43,20 @@ class AdapterModel(BaseTuner):
         targets = {name: module for name, module in _outside_adapters(model) if is_targeted(peft_config, name)}
         for name, module in targets.items():
             if not isinstance(module, nn.Identity):
-                self._check_layer(peft_config, module, name)
+                self._check_layer(peft_config, model, name)
         if targets and all(isinstance(module, nn.Identity) for module in targets.values()):
             raise UnsupportedLayerError(
                 f"target_modules matches only placeholders (nn.Identity) in this model: {', '.join(targets)}"
             )
         for name, parts in targeted_parts(model, peft_config).items():
-            self._check_layer(peft_config, model.get_submodule(name), name, parts=len(parts))
-        for name in (*targets, *targeted_parts(model, peft_config)):
-            check_is_called(model.get_submodule(name.rpartition(".")[0]), name)
+            self._check_layer(peft_config, model, name, parts=len(parts))
         split_fused_projections(model, peft_config)
 
-    def _check_layer(self, peft_config: AdapterConfig, module: nn.Module, name: str, parts: int = 1) -> None:
+    def _check_layer(self, peft_config: AdapterConfig, model: nn.Module, name: str, parts: int = 1) -> None:
+        module = model.get_submodule(name)
         layer_cls = self.layer_class(module, name)
-        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        in_features, out_features = layer_cls.matrix_shape(base)
+        check_is_called(model.get_submodule(name.rpartition(".")[0]), name)
+        in_features, out_features = layer_cls.matrix_shape(base_of(module))
         layer_cls.check(peft_config, name, in_features, out_features // parts)
 
     @classmethod
@@ -72,10 +71,10 @@ class AdapterModel(BaseTuner):
         host = host_of(module, name)
         if host not in cls.layer_classes:
             supported = ", ".join(sorted(h.__name__.removesuffix("Host") for h in cls.layer_classes))
-            base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            method = cls.__name__.removesuffix("Model")
             raise UnsupportedLayerError(
-                f"layer {name!r} is a {type(base).__name__}, which {cls.__name__.removesuffix('Model')} does not adapt "
-                f"(it does: {supported}); narrow target_modules or name the layer in exclude_modules"
+                f"layer {name!r} is a {type(base_of(module)).__name__}, which {method} does not adapt (it does: "
+                f"{supported}); narrow target_modules or name the layer in exclude_modules"
             )
         return cls.layer_classes[host]
 
@@ -99,14 +98,13 @@ class AdapterModel(BaseTuner):
             target.update_layer(adapter_name, peft_config)
             return
         layer = self.layer_class(target, current_key)(target, current_key)
-        base = layer.get_base_layer()
-        if peft_config.fan_in_fan_out and isinstance(base, nn.Linear):
+        if peft_config.fan_in_fan_out and isinstance(layer.get_base_layer(), nn.Linear):
             warnings.warn(
                 "fan_in_fan_out is set to True but the target module is `torch.nn.Linear`. Setting fan_in_fan_out to "
                 "False.",
                 stacklevel=2,
             )
-        peft_config.fan_in_fan_out = not isinstance(base, nn.Linear) and getattr(layer, "fan_in_fan_out", False)
+        peft_config.fan_in_fan_out = getattr(layer, "fan_in_fan_out", False)
         layer._active_adapter = adapter_name
         layer.update_layer(adapter_name, peft_config)
         if adapter_name not in self.active_adapters:
