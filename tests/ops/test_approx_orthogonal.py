@@ -26,6 +26,7 @@ def test_matrix_free_forms_match_the_matrix(width: int, rank: int) -> None:
     assert torch.allclose(ao.expand(z, q), z @ matrix.T)
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("width", "rank"), SHAPES)
 def test_update_and_gradients_match_dense(width: int, rank: int, dtype: torch.dtype) -> None:
@@ -50,7 +51,8 @@ def test_update_and_gradients_match_dense(width: int, rank: int, dtype: torch.dt
         assert reference.relative_error(low.grad, high.grad) <= reference.TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize(("width", "rank"), [(1, 1), (2, 2), (5, 3), (9, 9)])
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize(("width", "rank"), [(1, 1), (2, 2), (5, 3), (9, 9), (40, 35)])
 def test_gradcheck(width: int, rank: int) -> None:
     shapes = [(2, width + 1), (2, width), (width,), (width + 1,), (rank,)]
     args = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
@@ -62,6 +64,10 @@ def test_gradcheck(width: int, rank: int) -> None:
 def test_operator_passes_opcheck() -> None:
     args = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in [(2, 6), (2, 5), (5,), (6,), (3,)]]
     torch.library.opcheck(torch.ops.orthotune.approx_orthogonal_add.default, tuple(args))
+    for tokens in (2, 20):
+        x = torch.randn(tokens, 5, dtype=torch.float64, requires_grad=True)
+        weight, bias = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+        torch.library.opcheck(torch.ops.orthotune.approx_orthogonal_linear.default, (x, weight, bias, *args[2:]))
 
 
 @pytest.mark.parametrize("width", [2, 31, 768])
@@ -71,6 +77,7 @@ def test_unit_vector_gives_orthonormal_columns(width: int) -> None:
     assert ao.defect(1.1 * q / q.norm(), width) > 0.05
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("tail", [0.0, 0.3])
 def test_pole_is_finite_forward_and_backward(tail: float) -> None:
     down = torch.tensor([-1.0, tail, 0.0, tail]).requires_grad_()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from orthotune.ops import givens
+from orthotune.ops import givens, staged
 
 MODES = {
     "inference": torch.inference_mode,
@@ -19,7 +19,7 @@ MODES = {
 
 @pytest.fixture(autouse=True)
 def _cold_caches() -> None:
-    for cached in (givens.stages, givens._indices, givens._step):
+    for cached in (staged.stages, givens._step):
         cached.cache_clear()
 
 

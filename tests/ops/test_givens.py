@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import reference
-from orthotune.ops import givens, rotation
+from orthotune.ops import givens, staged
 
 DTYPES = [torch.float64, torch.float32]
 
@@ -26,13 +26,14 @@ def _seed() -> None:
 
 @pytest.mark.parametrize("width", [2, 3, 4, 5, 6, 7, 33, 129, 768, 1000])
 def test_tree_has_width_minus_one_rotations_in_log_rounds(width: int) -> None:
-    todo = list(givens.rounds(width))
+    todo = list(staged.rounds(width))
     assert sum(pairs for _, _, pairs in todo) == width - 1
     assert len(todo) == math.ceil(math.log2(width))
     for stride, _, pairs in todo:
         assert (2 * (pairs - 1) + 1) * stride < width
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("quasi", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", reference.WIDTHS)
@@ -65,6 +66,7 @@ def test_half_precision_input_is_rounded_once(dtype: torch.dtype) -> None:
     assert reference.relative_error(got, want) <= torch.finfo(dtype).eps
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("width", [2, 5, 31, 129, 768])
 def test_transpose_is_the_transposed_matrix(width: int) -> None:
     blocks = random_blocks(width - 1)
@@ -73,6 +75,7 @@ def test_transpose_is_the_transposed_matrix(width: int) -> None:
     assert reference.relative_error(givens.apply(rows, blocks, transpose=True), want) < 1e-12
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("transpose", [False, True])
 @pytest.mark.parametrize(("width", "trees"), [(2, 1), (3, 2), (7, 3), (33, 1), (140, 2), (4100, 1)])
 def test_gradcheck(width: int, trees: int, transpose: bool) -> None:
@@ -89,10 +92,12 @@ def test_gradcheck(width: int, trees: int, transpose: bool) -> None:
 def test_operators_pass_opcheck() -> None:
     blocks = random_blocks(139).requires_grad_()
     x = torch.randn(2, 140, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(torch.ops.orthotune.stage_matrices.default, (blocks, 140))
-    matrices = [m.detach().requires_grad_() for m in givens.stage_matrices(blocks, 140)]
     for transpose in (False, True):
-        torch.library.opcheck(torch.ops.orthotune.rotate.default, (x, matrices, transpose))
+        torch.library.opcheck(torch.ops.orthotune.rotate.default, (x, blocks, transpose))
+    for tokens in (2, 20):
+        x = torch.randn(tokens, 140, dtype=torch.float64, requires_grad=True)
+        weight, bias = torch.randn(5, 140, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+        torch.library.opcheck(torch.ops.orthotune.rotated_linear.default, (x, weight, bias, blocks))
 
 
 @pytest.mark.parametrize("width", [2, 3, 31, 768, 3072])
@@ -135,7 +140,7 @@ def test_one_tree_carries_any_vector_to_the_first_axis() -> None:
     vector = torch.randn(width, dtype=torch.float64)
     theta = torch.zeros(width - 1, dtype=torch.float64)
     current = vector.clone()
-    for stride, first, pairs in givens.rounds(width):
+    for stride, first, pairs in staged.rounds(width):
         for k in range(pairs):
             i, j = 2 * k * stride, (2 * k + 1) * stride
             theta[first + k] = torch.atan2(-current[j], current[i])
@@ -158,51 +163,43 @@ def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match=r"\(4, 2, 2\) do not fit: 1 tree\(s\) over width 6 take \(5, 2, 2\)"):
         givens.apply(torch.zeros(1, 6), torch.zeros(4, 2, 2))
     with pytest.raises(ValueError, match="at least 2 coordinates"):
-        givens.stages(1)
+        givens.apply(torch.zeros(3, 1), torch.zeros(0, 2, 2))
 
 
-def test_nothing_of_size_width_squared_is_made() -> None:
-    """At D = 16,384 a D x D float32 matrix is 1 GiB; no tensor of the forward or backward comes near."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            for value in result if isinstance(result, list | tuple) else [result]:
-                if isinstance(value, torch.Tensor):
-                    largest = max(largest, value.numel())
-            return result
-
-    width = 16384
-    blocks = random_blocks(width - 1, torch.float32).requires_grad_()
-    x = torch.randn(4, width, requires_grad=True)
-    matrices = givens.stage_matrices(blocks.detach(), width)
-    with Watch():
-        y = rotation._apply(x.detach(), matrices, False)
-        rotation._gradients(x.detach(), y, matrices, False)
-        givens.apply(x, blocks).sum().backward()
-    assert largest <= 40 * width
+def test_stage_matrices_multiply_out_to_the_rotation() -> None:
+    """The staged form, on its own: gradients of the matrices reach the rotations."""
+    for width in (2, 5, 33, 140, 4100):
+        blocks = random_blocks(width - 1)
+        grads = [torch.randn_like(matrix) for matrix in staged.matrices(blocks, width)]
+        got = staged.matrices_backward(blocks, grads, width)
+        step = torch.randn_like(blocks)
+        shifted = [staged.matrices(blocks + sign * 1e-6 * step, width) for sign in (1, -1)]
+        want = sum(((a - b) * g).sum() for a, b, g in zip(*shifted, grads, strict=True)) / 2e-6
+        assert (got * step).sum().item() == pytest.approx(want.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("transpose", [False, True])
 def test_work_in_chunks_adds_up(transpose: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORTHOTUNE_CPU_KERNELS", "0")
     blocks = random_blocks(139).requires_grad_()
     x = torch.randn(50, 140, dtype=torch.float64, requires_grad=True)
     grad = torch.randn(50, 140, dtype=torch.float64)
     whole = torch.autograd.grad(givens.apply(x, blocks, transpose=transpose), (x, blocks), grad)
-    monkeypatch.setattr(rotation, "CHUNK", 1)
-    assert len(list(rotation._chunks(50, 140))) > 1
+    monkeypatch.setattr(staged, "CHUNK", 1)
+    assert len(list(staged.chunks(50, 140))) > 1
     parts = torch.autograd.grad(givens.apply(x, blocks, transpose=transpose), (x, blocks), grad)
     for a, b in zip(whole, parts, strict=True):
         assert torch.allclose(a, b, rtol=1e-12)
 
 
-def test_an_empty_batch_is_fine() -> None:
-    x = torch.zeros(0, 140, requires_grad=True)
-    blocks = random_blocks(139, torch.float32).requires_grad_()
-    givens.apply(x, blocks).sum().backward()
-    assert x.grad is not None
-    assert not blocks.grad.any()
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gradients_in_chunks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staged, "CHUNK", 1)
+    x, blocks = torch.randn(50, 96).to(dtype).requires_grad_(), random_blocks(95, torch.float32).requires_grad_()
+    grad = torch.randn(50, 96).to(dtype)
+    got = torch.autograd.grad(givens.apply(x, blocks), (x, blocks), grad)
+    exact = [t.detach().double().requires_grad_() for t in (x, blocks)]
+    want = torch.autograd.grad(exact[0] @ reference.givens_matrix(exact[1], 96), exact, grad.double())
+    for a, b in zip(got, want, strict=True):
+        assert reference.relative_error(a, b) <= reference.TOLERANCE[dtype]

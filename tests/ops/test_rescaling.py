@@ -14,6 +14,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(

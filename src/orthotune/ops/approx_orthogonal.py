@@ -15,9 +15,14 @@ formula: 1 + q_0 is held at least ``POLE`` away from zero, so the result is fini
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from orthotune.ops import plan
+from orthotune.ops.cpu import kernels
 from orthotune.ops.precision import full_precision
 
 POLE = 1e-6
@@ -89,41 +94,6 @@ def _check_rank(q: Tensor, rank: int) -> None:
         raise ValueError(f"rank d={rank} is out of range: a projection of {len(q)} numbers has 1 <= d <= {len(q)}")
 
 
-@torch.library.custom_op("orthotune::approx_orthogonal_add", mutates_args=())
-def _add(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
-    with full_precision(x):
-        rank = len(scale)
-        z = project(x.reshape(-1, x.shape[-1]).to(down.dtype), down, rank) * scale
-        return (y + expand(z, up).to(y.dtype).reshape(y.shape)).contiguous()
-
-
-@_add.register_fake
-def _(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
-    return torch.empty_like(y, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("orthotune::approx_orthogonal_backward", mutates_args=())
-def _add_backward(x: Tensor, grad: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> list[Tensor]:
-    """Gradients with respect to x, down, up and scale, from x (..., D) and the output's gradient (..., n)."""
-    with full_precision(x):
-        rank = len(scale)
-        flat = x.reshape(-1, x.shape[-1]).to(down.dtype)
-        grad = grad.reshape(-1, grad.shape[-1]).to(down.dtype)
-        z = project(flat, down, rank)
-        # the adjoint of expand is project, and the other way round
-        grad_scaled = project(grad, up, rank)
-        grad_z = grad_scaled * scale
-        grad_x = expand(grad_z, down).to(x.dtype).reshape(x.shape)
-        grad_down = _vector_gradient(flat, grad_z, down)
-        grad_up = _vector_gradient(grad, z * scale, up)
-        return [grad_x.contiguous(), grad_down, grad_up, (grad_scaled * z).sum(0)]
-
-
-@_add_backward.register_fake
-def _(x: Tensor, grad: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> list[Tensor]:
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, down, up, scale)]
-
-
 def _vector_gradient(x: Tensor, z: Tensor, q: Tensor) -> Tensor:
     """Return d <x AO(q), z> / dq, (N,), summed over the rows of x (T, N) and z (T, d)."""
     rank = z.shape[1]
@@ -136,11 +106,87 @@ def _vector_gradient(x: Tensor, z: Tensor, q: Tensor) -> Tensor:
     return torch.cat([first[None], rest])
 
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _add_rows(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+    """Return y + x AO(down) diag(scale) AO(up)^T for rows y (T, n) and x (T, D); ``y`` is used up."""
+    if x.is_cuda:
+        from orthotune.ops.cuda import approx_orthogonal as cuda
+
+        return cuda.add_update(y, x, down, up, scale)
+    compiled = kernels(down.dtype) if x.dtype == y.dtype == down.dtype else None
+    if compiled is not None:
+        compiled.approx_orthogonal_add(y, x, down, up, scale, POLE)
+        return y
+    z = project(x.to(down.dtype), down, len(scale)) * scale
+    return y.copy_(y + expand(z, up))
+
+
+def _add_rows_backward(
+    grad_x: Tensor | None, x: Tensor, grad: Tensor, down: Tensor, up: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of down, up and scale from x (T, D) and the output's gradient (T, n).
+
+    The gradient that reaches x through the update is added to ``grad_x`` (T, D), if given, in place.
+    """
+    if x.is_cuda:
+        from orthotune.ops.cuda import approx_orthogonal as cuda
+
+        return cuda.add_update_backward(grad_x, x, grad, down, up, scale)
+    compiled = kernels(down.dtype) if x.dtype == grad.dtype == down.dtype else None
+    if compiled is not None:
+        return compiled.approx_orthogonal_backward(grad_x, x, grad, down, up, scale, POLE)
+    x, grad = x.to(down.dtype), grad.to(down.dtype)
+    z = project(x, down, len(scale))
+    # the adjoint of expand is project, and the other way round
+    grad_scaled = project(grad, up, len(scale))
+    grad_z = grad_scaled * scale
+    if grad_x is not None:
+        grad_x += expand(grad_z, down)
+    return _vector_gradient(x, grad_z, down), _vector_gradient(grad, z * scale, up), (grad_scaled * z).sum(0)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
+def _contiguous_like(*tensors: Tensor) -> list[Tensor]:
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+
+
+@torch.library.custom_op("orthotune::approx_orthogonal_add", mutates_args=())
+def _add(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+    with full_precision(x):
+        rows = y.reshape(-1, y.shape[-1]).clone(memory_format=torch.contiguous_format)
+        return _add_rows(rows, _rows(x), *_vectors(down, up, scale)).view(y.shape)
+
+
+@_add.register_fake
+def _(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(y, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("orthotune::approx_orthogonal_backward", mutates_args=())
+def _add_backward(x: Tensor, grad: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> list[Tensor]:
+    """Gradients with respect to x, down, up and scale, from x (..., D) and the output's gradient (..., n)."""
+    with full_precision(x):
+        grad_x = x.new_zeros(x.numel() // x.shape[-1], x.shape[-1])
+        grads = _add_rows_backward(grad_x, _rows(x), _rows(grad), *_vectors(down, up, scale))
+        return [grad_x.view(x.shape), *(g.contiguous() for g in grads)]
+
+
+@_add_backward.register_fake
+def _(x: Tensor, grad: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> list[Tensor]:
+    return _contiguous_like(x, down, up, scale)
+
+
+def _vectors(down: Tensor, up: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return down.contiguous(), up.contiguous(), scale.contiguous()
+
+
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*inputs[1:])
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad: Tensor) -> Any:
     x, down, up, scale = ctx.saved_tensors
     return (grad, *torch.ops.orthotune.approx_orthogonal_backward(x, grad, down, up, scale))
 
@@ -161,3 +207,109 @@ def add_update(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor) ->
     Returns (..., n) in the dtype of ``y``. The backward keeps x and the three vectors alone.
     """
     return torch.ops.orthotune.approx_orthogonal_add(y, x, down, up, scale)
+
+
+def _on_weight_side(x: Tensor, weight: Tensor) -> bool:
+    # activations: x read, its gradient and the output each read and written; weight: read and written, twice
+    return plan.on_weight_side(x, weight, x_passes=3, y_passes=2, weight_passes=4)
+
+
+def _adapter(down: Tensor, up: Tensor, scale: Tensor) -> plan.Adapt:
+    """Return what adds the update to rows of a weight: dense rank 4, and l on the diagonal.
+
+    AO(q) = E + (q - e_0) e_0^T - p r^T, with E the first d columns of the identity, p_0 = 1 and p_i = q_i / (1 + q_0),
+    r_0 = 0 and r_j = q_j; multiplied out, everything but E diag(l) E^T has one of four vectors on either side.
+    """
+    rank = len(scale)
+    compiled = kernels(down.dtype) if down.device.type == "cpu" else None
+    if compiled is not None:
+
+        def adapt_compiled(part: Tensor, rows: slice) -> Tensor:
+            part = part.to(down.dtype).contiguous()
+            result = torch.empty_like(part)
+            compiled.approx_orthogonal_weight(part, down, up, scale, POLE, rows.start, result)
+            return result
+
+        return adapt_compiled
+
+    def parts(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rest = torch.cat([q[:1] - 1, q[1:]])
+        pole = torch.cat([torch.ones_like(q[:1]), q[1:] * _inverse_pivot(q)])
+        return rest, pole, torch.cat([torch.zeros_like(q[:1]), q[1:rank]])
+
+    (rest_down, pole_down, row_down), (rest_up, pole_up, row_up) = parts(down), parts(up)
+    first = torch.zeros_like(up)
+    first[0] = scale[0]
+    left = torch.stack([first, -F.pad(scale * row_down, (0, len(up) - rank)), rest_up, -pole_up], dim=1)
+    right = torch.stack([rest_down, pole_down, scale[0] * down, expand(scale * row_up, down)])
+
+    def adapt(part: Tensor, rows: slice) -> Tensor:
+        result = torch.addmm(part.to(left.dtype), left[rows], right)
+        diagonal = scale[rows]
+        result.diagonal(rows.start)[: len(diagonal)] += diagonal
+        return result.to(part.dtype)
+
+    return adapt
+
+
+@torch.library.custom_op("orthotune::approx_orthogonal_linear", mutates_args=())
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+    with full_precision(x):
+        rows, vectors = _rows(x), _vectors(down, up, scale)
+        if _on_weight_side(rows, weight):
+            y = plan.linear(rows, weight, bias, _adapter(*vectors))
+        else:
+            y = _add_rows(F.linear(rows, weight, bias), rows, *vectors)
+        return y.view(*x.shape[:-1], len(weight))
+
+
+@_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("orthotune::approx_orthogonal_linear_backward", mutates_args=())
+def _linear_backward(x: Tensor, grad: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> list[Tensor]:
+    """Gradients with respect to x, down, up and scale."""
+    with full_precision(x):
+        rows, grad, vectors = _rows(x), _rows(grad), _vectors(down, up, scale)
+        if _on_weight_side(rows, weight):
+            grad_x = plan.linear_gradient(grad, weight, _adapter(*vectors))
+            grads = _add_rows_backward(None, rows, grad, *vectors)
+        else:
+            grad_x = grad @ weight
+            grads = _add_rows_backward(grad_x, rows, grad, *vectors)
+        return [grad_x.view(x.shape), *(g.contiguous() for g in grads)]
+
+
+@_linear_backward.register_fake
+def _(x: Tensor, grad: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> list[Tensor]:
+    return _contiguous_like(x, down, up, scale)
+
+
+def _save_linear(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, _bias, *vectors = inputs
+    ctx.save_for_backward(x, weight, *vectors)
+
+
+def _backward_linear(ctx: Any, grad: Tensor) -> Any:
+    x, weight, *vectors = ctx.saved_tensors
+    plan.check_frozen(ctx.needs_input_grad[1])
+    grads = torch.ops.orthotune.approx_orthogonal_linear_backward(x, grad, weight, *vectors)
+    grad_bias = plan.bias_gradient(grad) if ctx.needs_input_grad[2] else None
+    return grads[0], None, grad_bias, *grads[1:]
+
+
+_linear.register_autograd(_backward_linear, setup_context=_save_linear)
+
+
+def linear_with_update(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: Tensor
+) -> Tensor:
+    """Return ``x (W + AO(down) diag(scale) AO(up)^T) + bias``, (..., n), for a frozen ``weight`` (n, D).
+
+    ``x``, ``weight`` and ``bias`` share a dtype; down (D,), up (n,) and scale (d,) are float32 or float64. The update
+    is added to the output or, where that moves fewer numbers, to the weight. Differentiable in all but the weight; the
+    backward keeps x alone.
+    """
+    return torch.ops.orthotune.approx_orthogonal_linear(x, weight, bias, down, up, scale)

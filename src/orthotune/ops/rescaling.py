@@ -11,10 +11,13 @@ where (.) is the element-wise product. In torch's layout the weight is (out, in)
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from orthotune.ops import plan
+from orthotune.ops.cpu import kernels
 from orthotune.ops.precision import full_precision
 
 
@@ -32,7 +35,9 @@ def rescale_weight(weight: Tensor, left: Tensor, right: Tensor, residual: bool =
 @torch.library.custom_op("orthotune::rescaled_linear", mutates_args=())
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tensor, residual: bool) -> Tensor:
     with full_precision(x):
-        return F.linear(x, rescale_weight(weight, left, right, residual).to(x.dtype), bias).contiguous()
+        rows = x.reshape(-1, x.shape[-1])
+        y = plan.linear(rows, weight, bias, _adapter(left, right, residual))
+        return y.view(*x.shape[:-1], len(weight))
 
 
 @_linear.register_fake
@@ -40,40 +45,76 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, left: Tensor, right: Tenso
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
+def _adapter(left: Tensor, right: Tensor, residual: bool) -> plan.Adapt:
+    """Return what rescales rows of a weight."""
+    left, right = left.T.contiguous(), right.contiguous()
+
+    def adapt(part: Tensor, rows: slice) -> Tensor:
+        if part.is_cuda:
+            from orthotune.ops.cuda import rescaling as cuda
+
+            return cuda.rescale(part, left.T, right[:, rows], residual)
+        compiled = kernels(part.dtype) if part.dtype == left.dtype else None
+        if compiled is None:
+            return rescale_weight(part, left.T, right[:, rows], residual)
+        part = part.contiguous()
+        result = torch.empty_like(part)
+        compiled.rescale(part, left, right[:, rows], float(residual), result)
+        return result
+
+    return adapt
+
+
+def _factor_gradients(x: Tensor, grad: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of left (D, r) and right (r, n); G = grad^T x (n, D) exists a slice of rows at a time."""
+    if x.is_cuda:
+        from orthotune.ops.cuda import rescaling as cuda
+
+        return cuda.gradients(x, grad, weight, left, right)
+    compiled = kernels(weight.dtype) if x.dtype == weight.dtype == left.dtype else None
+    left, right = left.T.contiguous(), right.contiguous()
+    grad_left, grad_right = torch.zeros_like(left), torch.empty_like(right)
+    for rows in plan.weight_rows(weight):
+        part = weight[rows].contiguous()
+        product = (grad[:, rows].T @ x).to(left.dtype)
+        if compiled is not None:
+            compiled.rescale_backward(product, part, left, right[:, rows], grad_left, grad_right[:, rows])
+        else:
+            product.mul_(part)
+            grad_left += right[:, rows] @ product
+            grad_right[:, rows] = left @ product.T
+    return grad_left.T, grad_right
+
+
 @torch.library.custom_op("orthotune::rescaled_linear_backward", mutates_args=())
 def _linear_backward(
     x: Tensor, grad: Tensor, weight: Tensor, left: Tensor, right: Tensor, residual: bool
 ) -> list[Tensor]:
-    """Gradients with respect to x, left, right and bias: W* is rebuilt, G = x^T dy is the only other big product."""
+    """Gradients with respect to x, left and right: W* is rebuilt, G = x^T dy is the only other big product."""
     with full_precision(x):
-        flat, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        grad_x = (grad @ rescale_weight(weight, left, right, residual).to(x.dtype)).reshape(x.shape)
-        weighted = (grad.T @ flat).to(left.dtype).mul_(weight)  # (n, D) = G^T (.) W
-        return [
-            grad_x.contiguous(),
-            weighted.T @ right.T,
-            left.T @ weighted.T,
-            grad.sum(0, dtype=left.dtype).to(grad.dtype),
-        ]
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        grad = grad.reshape(-1, grad.shape[-1]).contiguous()
+        grad_x = plan.linear_gradient(grad, weight, _adapter(left, right, residual)).view(x.shape)
+        grad_left, grad_right = _factor_gradients(rows, grad, weight, left, right)
+        return [grad_x, grad_left.contiguous(), grad_right.contiguous()]
 
 
 @_linear_backward.register_fake
 def _(x: Tensor, grad: Tensor, weight: Tensor, left: Tensor, right: Tensor, residual: bool) -> list[Tensor]:
-    return [*(torch.empty_like(t) for t in (x, left, right)), grad.new_empty(grad.shape[-1])]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, left, right)]
 
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, weight, bias, left, right, ctx.residual = inputs
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, _bias, left, right, ctx.residual = inputs
     ctx.save_for_backward(x, weight, left, right)
-    ctx.has_bias = bias is not None
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad: Tensor) -> Any:
     x, weight, left, right = ctx.saved_tensors
-    if ctx.needs_input_grad[1]:
-        raise NotImplementedError("the base weight of a rescaled layer is frozen: it has no gradient here")
+    plan.check_frozen(ctx.needs_input_grad[1])
     grads = torch.ops.orthotune.rescaled_linear_backward(x, grad, weight, left, right, ctx.residual)
-    return grads[0], None, grads[3] if ctx.has_bias else None, grads[1], grads[2], None
+    grad_bias = plan.bias_gradient(grad) if ctx.needs_input_grad[2] else None
+    return grads[0], None, grad_bias, grads[1], grads[2], None
 
 
 _linear.register_autograd(_backward, setup_context=_save)

@@ -1,142 +1,167 @@
-"""Apply a staged rotation to row vectors: the operator ``orthotune::rotate`` and its gradient.
+"""Rotate row vectors by a tree: the operators ``orthotune::rotate`` and ``orthotune::rotated_linear``.
 
-A rotation comes as the matrices of its stages (see :mod:`orthotune.ops.givens`): ``matrices[0]`` is
-(nb, k, k) and acts on nb blocks of k neighbouring coordinates, the rest is a rotation of the nb first
-coordinates of those blocks; the last holds one dense matrix. As x sees it, coarse comes before fine:
-
-    x R:     x[:, ::k] <- x[:, ::k] R_coarse;   x <- each block times its matrix
-    x R^T:   x <- each block times its matrix transposed;   x[:, ::k] <- x[:, ::k] R_coarse^T
-
-The backward keeps x and the matrices alone and rebuilds the coarse coordinates (1 / k of the numbers).
+One tree's rotations come as 2x2 blocks (D - 1, 2, 2) (see :mod:`orthotune.ops.givens`). Each backward keeps its input
+and the blocks alone; every intermediate is rebuilt from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orthotune.ops import plan, staged
+from orthotune.ops.cpu import kernels
 from orthotune.ops.precision import full_precision
 
-CHUNK = 2**18  # numbers of x worked on at a time: a chunk and its copies stay in a core's cache
+
+def _implementation(x: Tensor) -> Any:
+    """Return what rotates ``x``, in place of the formulae in PyTorch where there is something faster."""
+    return (kernels(x.dtype) if x.device.type == "cpu" else None) or staged
 
 
-def _chunks(rows: int, width: int) -> Iterator[slice]:
-    """Cut ``rows`` into slices of about CHUNK numbers; at least one slice."""
-    size = max(CHUNK // width, 16)
-    yield from (slice(start, start + size) for start in range(0, max(rows, 1), size))
+def _chunks(x: Tensor, blocks: Tensor) -> Iterable[slice]:
+    """Cut the rows of ``x`` (T, D) where they have to be converted to the dtype of ``blocks``, else not at all."""
+    return [slice(None)] if x.dtype == blocks.dtype else staged.chunks(*x.shape)
 
 
-def _as_blocks(x: Tensor, count: int, size: int) -> Tensor:
-    """View (T, D) as (count, T, size), padding D with zeros up to count * size."""
-    padding = count * size - x.shape[1]
-    if padding:
-        x = F.pad(x, (0, padding))
-    return x.reshape(x.shape[0], count, size).transpose(0, 1)
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).contiguous()
 
 
-def _from_blocks(y: Tensor, width: int) -> Tensor:
-    """Turn (count, T, size) back into a new (T, width) tensor."""
-    count, rows, size = y.shape
-    return y.transpose(0, 1).reshape(rows, count * size)[:, :width]
+def rotate_rows(x: Tensor, blocks: Tensor, transpose: bool) -> Tensor:
+    """Return x R or x R^T for rows (T, D), computed in the dtype of ``blocks`` and given in that of ``x``."""
+    if x.is_cuda:
+        from orthotune.ops.cuda import rotation as cuda
+
+        return cuda.rotate(x, blocks, transpose)
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    for chunk in _chunks(x, blocks):
+        part = x[chunk].to(blocks.dtype)
+        out = y[chunk] if x.dtype == blocks.dtype else part
+        _implementation(part).rotate(part, blocks, transpose, out)
+        if out is part:
+            y[chunk] = part
+    return y
 
 
-def _apply(x: Tensor, matrices: Sequence[Tensor], transpose: bool) -> Tensor:
-    matrix = matrices[0]
-    count, size, _ = matrix.shape
-    if len(matrices) == 1:
-        return x @ (matrix[0].T if transpose else matrix[0])
-    if transpose:
-        y = _from_blocks(_as_blocks(x, count, size) @ matrix.mT, x.shape[1])
-        y[:, ::size] = _apply(y[:, ::size], matrices[1:], True)
-        return y
-    x = x.clone()
-    x[:, ::size] = _apply(x[:, ::size], matrices[1:], False)
-    return _from_blocks(_as_blocks(x, count, size) @ matrix, x.shape[1])
+def rotate_rows_backward(x: Tensor, grad: Tensor, blocks: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and blocks from that of :func:`rotate_rows`. ``grad`` is used up."""
+    if x.is_cuda:
+        from orthotune.ops.cuda import rotation as cuda
 
-
-def _gradients(x: Tensor, grad: Tensor, matrices: Sequence[Tensor], transpose: bool) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of :func:`_apply` with respect to x (T, D) and to each matrix."""
-    matrix = matrices[0]
-    count, size, _ = matrix.shape
-    if len(matrices) == 1:
-        if transpose:
-            return grad @ matrix[0], [(grad.T @ x)[None]]
-        return grad @ matrix[0].T, [(x.T @ grad)[None]]
-    x_blocks = _as_blocks(x, count, size)
-    if transpose:
-        coarse = (x_blocks * matrix[:, None, 0]).sum(-1).T
-        grad = grad.clone()
-        grad_coarse, rest = _gradients(coarse, grad[:, ::size], matrices[1:], True)
-        grad[:, ::size] = grad_coarse
-        grad_blocks = _as_blocks(grad, count, size)
-        return _from_blocks(grad_blocks @ matrix, x.shape[1]), [grad_blocks.mT @ x_blocks, *rest]
-    grad_blocks = _as_blocks(grad, count, size)
-    grad_x = _from_blocks(grad_blocks @ matrix.mT, x.shape[1])
-    coarse_in = x[:, ::size]
-    coarse_out = _apply(coarse_in, matrices[1:], False)
-    grad_matrix = x_blocks.mT @ grad_blocks
-    grad_matrix[:, 0] = (coarse_out.T[:, None] @ grad_blocks)[:, 0]
-    grad_coarse, rest = _gradients(coarse_in, grad_x[:, ::size], matrices[1:], False)
-    grad_x[:, ::size] = grad_coarse
-    return grad_x, [grad_matrix, *rest]
+        return cuda.rotate_backward(x, grad, blocks, transpose)
+    total = torch.zeros_like(blocks)
+    for chunk in _chunks(x, blocks):
+        part, grad_part = x[chunk].to(blocks.dtype), grad[chunk].to(blocks.dtype)
+        total += _implementation(part).rotate_backward(part, blocks, transpose, grad_part)
+        if grad.dtype != blocks.dtype:
+            grad[chunk] = grad_part
+    return grad, total
 
 
 @torch.library.custom_op("orthotune::rotate", mutates_args=())
-def _rotate(x: Tensor, matrices: list[Tensor], transpose: bool) -> Tensor:
+def _rotate(x: Tensor, blocks: Tensor, transpose: bool) -> Tensor:
     with full_precision(x):
-        dtype, rows = matrices[0].dtype, x.reshape(-1, x.shape[-1])
-        y = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        for chunk in _chunks(*rows.shape):
-            y[chunk] = _apply(rows[chunk].to(dtype), matrices, transpose)
-        return y.view(x.shape)
+        return rotate_rows(_rows(x), blocks.contiguous(), transpose).view(x.shape)
 
 
 @_rotate.register_fake
-def _(x: Tensor, matrices: list[Tensor], transpose: bool) -> Tensor:
+def _(x: Tensor, blocks: Tensor, transpose: bool) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("orthotune::rotate_backward", mutates_args=())
-def _rotate_backward(x: Tensor, grad: Tensor, matrices: list[Tensor], transpose: bool) -> list[Tensor]:
+def _rotate_backward(x: Tensor, grad: Tensor, blocks: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
     with full_precision(x):
-        dtype, width = matrices[0].dtype, x.shape[-1]
-        rows, grad_rows = x.reshape(-1, width), grad.reshape(-1, width)
-        grad_x = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        grad_matrices = [torch.zeros_like(matrix) for matrix in matrices]
-        for chunk in _chunks(*rows.shape):
-            grad_x[chunk], parts = _gradients(rows[chunk].to(dtype), grad_rows[chunk].to(dtype), matrices, transpose)
-            for total, part in zip(grad_matrices, parts, strict=True):
-                total.add_(part)
-        return [grad_x.view(x.shape), *grad_matrices]
+        grad = grad.reshape(-1, x.shape[-1]).clone(memory_format=torch.contiguous_format)
+        grad_x, grad_blocks = rotate_rows_backward(_rows(x), grad, blocks.contiguous(), transpose)
+        return grad_x.view(x.shape), grad_blocks
 
 
 @_rotate_backward.register_fake
-def _(x: Tensor, grad: Tensor, matrices: list[Tensor], transpose: bool) -> list[Tensor]:
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, *matrices)]
+def _(x: Tensor, grad: Tensor, blocks: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
+    contiguous = torch.contiguous_format
+    return torch.empty_like(x, memory_format=contiguous), torch.empty_like(blocks, memory_format=contiguous)
 
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, matrices, transpose = inputs
-    ctx.save_for_backward(x, *matrices)
-    ctx.transpose = transpose
+def _save(ctx: Any, inputs: Any, output: Any) -> None:
+    x, blocks, ctx.transpose = inputs
+    ctx.save_for_backward(x, blocks)
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    x, *matrices = ctx.saved_tensors
-    grad_x, *grad_matrices = torch.ops.orthotune.rotate_backward(x, grad, matrices, ctx.transpose)
-    return grad_x, grad_matrices, None
+def _backward(ctx: Any, grad: Tensor) -> Any:
+    x, blocks = ctx.saved_tensors
+    return (*torch.ops.orthotune.rotate_backward(x, grad, blocks, ctx.transpose), None)
 
 
 _rotate.register_autograd(_backward, setup_context=_save)
 
 
-def rotate(x: Tensor, matrices: list[Tensor], transpose: bool = False) -> Tensor:
-    """Return ``x R`` or ``x R^T``, (..., D), for the rotation whose stage matrices are given, finest first.
+def rotate(x: Tensor, blocks: Tensor, transpose: bool = False) -> Tensor:
+    """Return ``x R`` or ``x R^T``, (..., D), for one tree's ``blocks`` (D - 1, 2, 2), float32 or float64.
 
-    ``x`` may be of any floating dtype; the arithmetic is done in the dtype of ``matrices`` and the result rounded
-    to that of ``x`` once. Differentiable in ``x`` and ``matrices``.
+    ``x`` may be of any floating dtype; the arithmetic is done in the dtype of ``blocks`` and the result rounded
+    to that of ``x`` once. Differentiable in both.
     """
-    return torch.ops.orthotune.rotate(x, matrices, transpose)
+    return torch.ops.orthotune.rotate(x, blocks, transpose)
+
+
+@torch.library.custom_op("orthotune::rotated_linear", mutates_args=())
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor) -> Tensor:
+    with full_precision(x):
+        rows, blocks = _rows(x), blocks.contiguous()
+        if plan.on_weight_side(rows, weight, x_passes=2, y_passes=0, weight_passes=2):
+            y = plan.linear(rows, weight, bias, lambda part, _: rotate_rows(part, blocks, True))
+        else:
+            y = F.linear(rotate_rows(rows, blocks, False), weight, bias)
+        return y.view(*x.shape[:-1], len(weight))
+
+
+@_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("orthotune::rotated_linear_backward", mutates_args=())
+def _linear_backward(x: Tensor, grad: Tensor, weight: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    with full_precision(x):
+        grad_rotated = grad.reshape(-1, len(weight)) @ weight
+        grad_x, grad_blocks = rotate_rows_backward(_rows(x), grad_rotated, blocks.contiguous(), False)
+        return grad_x.view(x.shape), grad_blocks
+
+
+@_linear_backward.register_fake
+def _(x: Tensor, grad: Tensor, weight: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    contiguous = torch.contiguous_format
+    return torch.empty_like(x, memory_format=contiguous), torch.empty_like(blocks, memory_format=contiguous)
+
+
+def _save_linear(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, bias, blocks = inputs
+    ctx.save_for_backward(x, weight, blocks)
+    ctx.has_bias = bias is not None
+
+
+def _backward_linear(ctx: Any, grad: Tensor) -> Any:
+    x, weight, blocks = ctx.saved_tensors
+    plan.check_frozen(ctx.needs_input_grad[1])
+    grad_x, grad_blocks = torch.ops.orthotune.rotated_linear_backward(x, grad, weight, blocks)
+    grad_bias = plan.bias_gradient(grad) if ctx.needs_input_grad[2] else None
+    return grad_x, None, grad_bias, grad_blocks
+
+
+_linear.register_autograd(_backward_linear, setup_context=_save_linear)
+
+
+def rotated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor) -> Tensor:
+    """Return ``(x R) W + bias``, (..., n), for a frozen ``weight`` (n, D) in torch's layout.
+
+    ``x``, ``weight`` and ``bias`` share a dtype; ``blocks`` (D - 1, 2, 2) is one tree, float32 or float64. The rotation
+    is applied to x or, where that moves fewer numbers, to the weight. Differentiable in all but the weight.
+    """
+    return torch.ops.orthotune.rotated_linear(x, weight, bias, blocks)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from orthotune.errors import InputError
 from orthotune.ops import givens
 from orthotune.ops.precision import layer_dtype
+from orthotune.ops.rotation import rotated_linear
 from orthotune.tuners._registration import peft_type
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost
@@ -118,10 +119,13 @@ class GOFTLayer(AdapterLayer):
 
 
 class GOFTLinear(GOFTLayer, LinearHost):
-    """Rotates the activations and leaves the weight alone: x W* = (x R) W, O(D) a vector."""
+    """Rotates the activations, x W* = (x R) W, O(D) a vector; or the weight, where that is less work."""
 
     def adapted_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
         x = x.to(layer_dtype(x))
+        if len(adapters) == 1 and self._is_one_tree(adapters[0]) and self.is_fusable(x):
+            base = self.get_base_layer()
+            return rotated_linear(x, self.to_matrix(base.weight), base.bias, self.blocks(adapters[0], x.dtype))
         for adapter in reversed(adapters):
             config = self.adapter_options[adapter]
             x = givens.apply(x, self.blocks(adapter, x.dtype), num_trees=config.num_trees)
@@ -135,6 +139,10 @@ class GOFTLinear(GOFTLayer, LinearHost):
             y = y * self.parameter("goft_scale", adapter).to(y.dtype)
         bias = self.get_base_layer().bias
         return y if bias is None else y + bias.to(y.dtype)
+
+    def _is_one_tree(self, adapter: str) -> bool:
+        config = self.adapter_options[adapter]
+        return config.num_trees == 1 and config.scale is None
 
 
 class GOFTConv2d(GOFTLayer, Conv2dHost):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -42,8 +41,19 @@ class LinearHost(AdapterLayer):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the base layer is the frozen layer itself, so that its weight may be used in place of a call."""
-        return not isinstance(self.base_layer, BaseTunerLayer)
+        """Whether calling the base layer is a product with its weight and nothing else, so that it may be left out.
+
+        It is not if another method's adapter lies beneath, or something (a hook, an offloading library) has its hands
+        in the call.
+        """
+        base = self.base_layer
+        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or "forward" in vars(base)
+        return type(base).forward in (nn.Linear.forward, Conv1D.forward) and not hooked
+
+    def is_fusable(self, x: Tensor) -> bool:
+        """Whether the product of ``x`` with the frozen weight may be taken inside a method's own operator."""
+        weight = self.get_base_layer().weight
+        return self.is_plain and type(weight) is nn.Parameter and not weight.requires_grad and x.dtype == weight.dtype
 
     def base_linear(self, x: Tensor) -> Tensor:
         """Return ``x W``, the base layer without its bias."""

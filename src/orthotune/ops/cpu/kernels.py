@@ -1,0 +1,116 @@
+"""Call the compiled kernels on tensors.
+
+Every tensor is contiguous, on the CPU and of the kernels' dtype; T counts tokens, D and n are a layer's inputs and
+outputs. The formulae are those of :mod:`orthotune.ops.givens`, ``approx_orthogonal`` and ``rescaling``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from orthotune.ops.cpu.build import compiled
+
+REAL = {torch.float32: "float", torch.float64: "double"}
+
+
+def kernels(dtype: torch.dtype) -> Kernels | None:
+    """Return the kernels for a dtype, or None where there are none."""
+    return _load(dtype) if dtype in REAL and os.environ.get("ORTHOTUNE_CPU_KERNELS") != "0" else None
+
+
+@lru_cache(maxsize=2)
+def _load(dtype: torch.dtype) -> Kernels | None:
+    library = compiled(REAL[dtype])
+    return None if library is None else Kernels(ctypes.CDLL(str(library)))
+
+
+class Kernels:
+    """The functions of one compiled library. A result depends on the number of threads only in its last digits."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def _call(self, name: str, *args: Tensor | int | float | bool | None) -> None:
+        getattr(self._library, name)(*map(_argument, args), _argument(torch.get_num_threads()))
+
+    def rotate(self, x: Tensor, blocks: Tensor, transpose: bool, out: Tensor) -> None:
+        """Write x R or x R^T, (T, D), into ``out``, which may be ``x`` itself; ``blocks`` (D - 1, 2, 2)."""
+        self._call("rotate", x, blocks, out, *x.shape, transpose)
+
+    def rotate_backward(self, x: Tensor, blocks: Tensor, transpose: bool, grad: Tensor) -> Tensor:
+        """Turn ``grad`` (T, D), of x R or x R^T, into that of x in place; return that of ``blocks``."""
+        grad_blocks = torch.empty_like(blocks)
+        self._call("rotate_backward", x, blocks, grad, grad_blocks, *x.shape, transpose)
+        return grad_blocks
+
+    def approx_orthogonal_add(self, y: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor, pole: float) -> None:
+        """Add x AO(down) diag(scale) AO(up)^T to ``y`` (T, n) in place; 1 + q_0 is held at least ``pole`` from 0."""
+        self._call("approx_orthogonal_add", y, x, down, up, scale, pole, len(x), *map(len, (down, up, scale)))
+
+    def approx_orthogonal_backward(
+        self,
+        grad_x: Tensor | None,
+        x: Tensor,
+        grad: Tensor,
+        down: Tensor,
+        up: Tensor,
+        scale: Tensor,
+        pole: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of down, up and scale; add the update's part to ``grad_x`` (T, D), if given."""
+        sizes = [len(down), len(up), len(scale)]
+        sums = x.new_empty(sum(sizes))
+        self._call("approx_orthogonal_backward", grad_x, x, grad, down, up, scale, pole, sums, len(x), *sizes)
+        grad_down, grad_up, grad_scale = sums.split(sizes)
+        return grad_down.clone(), grad_up.clone(), grad_scale.clone()
+
+    def approx_orthogonal_weight(
+        self,
+        weight: Tensor,
+        down: Tensor,
+        up: Tensor,
+        scale: Tensor,
+        pole: float,
+        start: int,
+        out: Tensor,
+    ) -> None:
+        """Write the rows ``weight`` (rows, D), from ``start`` on, of a weight (n, D) plus their update into ``out``."""
+        self._call("approx_orthogonal_weight", out, weight, down, up, scale, pole, start, *weight.shape, len(scale))
+
+    def rescale(self, weight: Tensor, left: Tensor, right: Tensor, base: float, out: Tensor) -> None:
+        """Write (base + right^T left) (.) weight, (n, D), into ``out``, from ``left`` (r, D) and ``right`` (r, n).
+
+        The rows of ``right`` may lie further apart than n.
+        """
+        self._call("rescale", out, weight, left, right, base, *weight.shape, len(left), right.stride(0))
+
+    def rescale_backward(
+        self, product: Tensor, weight: Tensor, left: Tensor, right: Tensor, grad_left: Tensor, grad_right: Tensor
+    ) -> None:
+        """With H = product (.) weight, (n, D): add right H to ``grad_left`` (r, D), write left H^T into ``grad_right``.
+
+        ``product`` is used up. ``right`` and ``grad_right`` (r, n) have the same strides.
+        """
+        self._call(
+            "rescale_backward", product, weight, left, right, grad_left, grad_right, *weight.shape, len(left),
+            right.stride(0),
+        )  # fmt: skip
+
+
+def _argument(value: Tensor | int | float | bool | None) -> object:
+    match value:
+        case None:
+            return ctypes.c_void_p()
+        case Tensor():
+            return ctypes.c_void_p(value.data_ptr())
+        case float():
+            return ctypes.c_double(value)
+        case bool():
+            return ctypes.c_bool(value)
+        case _:
+            return ctypes.c_int64(value)
