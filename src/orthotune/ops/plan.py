@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,6 +66,16 @@ def linear_gradient(grad: Tensor, weight: Tensor, adapt: Adapt) -> Tensor:
     for rows in chunks:
         grad_x += grad[:, rows] @ adapt(weight[rows], rows).to(grad.dtype)
     return grad_x.to(grad.dtype)
+
+
+def has_room(weight: Tensor) -> bool:
+    """Return whether a copy of ``weight`` leaves a quarter of its device's memory free."""
+    if weight.is_cuda:
+        free, total = torch.cuda.mem_get_info(weight.device)
+    else:
+        memory = psutil.virtual_memory()
+        free, total = memory.available, memory.total
+    return free - weight.numel() * weight.element_size() > total / 4
 
 
 def bias_gradient(grad: Tensor) -> Tensor:

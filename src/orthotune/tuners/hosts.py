@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import InputError
+from orthotune.ops import plan
 from orthotune.ops.precision import layer_dtype
 from orthotune.tuners.fused import FUSED_PARTS
 from orthotune.tuners.layer import AdapterLayer, base_of
@@ -54,6 +56,31 @@ class LinearHost(AdapterLayer):
         """Whether the product of ``x`` with the frozen weight may be taken inside a method's own operator."""
         weight = self.get_base_layer().weight
         return self.is_plain and type(weight) is nn.Parameter and not weight.requires_grad and x.dtype == weight.dtype
+
+    def may_keep_merged(self) -> bool:
+        """In evaluation without gradients: the adapted weight is made once, and costs one copy of the weight.
+
+        It is made anew when an adapter or the base weight has changed. Not under torch.compile, which traces the
+        adapter itself, and not where the copy would leave the device short of memory.
+        """
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or not self.is_plain:
+            return False
+        weight = self.get_base_layer().weight
+        ordinary = type(weight) is nn.Parameter and not weight.is_inference() and weight.device.type in ("cpu", "cuda")
+        return ordinary and (not self._merged_weight.empty or plan.has_room(weight))
+
+    def merged_forward(self, x: Tensor, adapters: list[str]) -> Tensor:
+        base = self.get_base_layer()
+
+        def make() -> tuple[Tensor, Tensor | None]:
+            weight, bias = self.adapted_weight(adapters)
+            weight = self.to_matrix(weight).to(base.weight.dtype).contiguous()
+            return weight, None if bias is None else bias.to(base.bias.dtype)
+
+        tensors = [t for adapter in adapters for t in self.adapter_tensors(adapter)]
+        tensors += [base.weight] if base.bias is None else [base.weight, base.bias]
+        weight, bias = self._merged_weight.get([self.adapter_options[a] for a in adapters], tensors, make)
+        return F.linear(x.to(layer_dtype(x)), weight, bias)
 
     def base_linear(self, x: Tensor) -> Tensor:
         """Return ``x W``, the base layer without its bias."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from orthotune.errors import InputError
 from orthotune.ops.precision import compute_dtype
 from orthotune.tuners.config import AdapterConfig
+from orthotune.tuners.merged_weight import MergedWeight
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -53,6 +54,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         # what merging replaced, so that unmerging gives back the same bits: weight, bias, checksum of the merged weight
         self._before_merge: tuple[Tensor, Tensor | None, int] | None = None
+        self._merged_weight = MergedWeight()
 
     # What a host supplies
 
@@ -130,7 +132,28 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         adapters = [] if self.disable_adapters else self.own_adapters(self.active_adapters)
         if self.merged or not adapters:
             return self.base_layer(x, *args, **kwargs)
+        if self.may_keep_merged():
+            return self.merged_forward(x, adapters)
         return self.adapted_forward(x, adapters, *args, **kwargs)
+
+    def adapter_tensors(self, adapter: str) -> list[Tensor]:
+        """Return all tensors of an adapter in this layer, parameters and buffers."""
+        stores = (getattr(self, name) for name in (*self.adapter_layer_names, *self.other_param_names))
+        return [store[adapter] for store in stores if adapter in store and isinstance(store[adapter], Tensor)]
+
+    def may_keep_merged(self) -> bool:
+        """Whether this call may compute with an adapted weight that is kept for the next (see ``LinearHost``)."""
+        return False
+
+    def merged_forward(self, x: Tensor, adapters: list[str]) -> Tensor:
+        """Run the layer with a kept weight, if :meth:`may_keep_merged`."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> AdapterLayer:
+        """See torch; going back to training gives the kept weight's memory back."""
+        if mode:
+            self._merged_weight.clear()
+        return super().train(mode)
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -149,6 +172,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             # another method's adapter lies beneath this one, which acts on its result
             self.base_layer.merge(safe_merge=safe_merge)
         base = self.get_base_layer()
+        self._merged_weight.clear()
         weight, bias = self.adapted_weight(adapters)
         weight = weight.to(base.weight.dtype).contiguous()
         if safe_merge and not all(t.isfinite().all() for t in (weight, bias) if t is not None):
