@@ -36,7 +36,8 @@ LEFT_OUT = {
         "prompt learning",
     ),
     **dict.fromkeys(
-        ("test_mixed_adapter_batches", "test_generate_with_mixed_adapter_batches"), "several adapters in one batch"
+        ("test_mixed_adapter_batches", "test_generate_with_mixed_adapter_batches"),
+        "written for LoRA and RoAd alone; tests/tuners has ours",
     ),
     "test_weighted_combination_of_adapters": "weighted combinations",
     "test_lora_conversion": "conversion to LoRA",

@@ -10,6 +10,8 @@ Several active adapters act one after the other on the weight, in the order of `
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -20,6 +22,8 @@ from orthotune.errors import InputError
 from orthotune.ops.precision import compute_dtype
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.merged_weight import MergedWeight
+
+BASE = "__base__"  # PEFT's name, among those of a batch's samples, for no adapter
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -126,7 +130,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return self.from_matrix(matrix), bias
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the base layer with the active adapters, if any are enabled and not merged."""
+        """Run the base layer with the active adapters, if any are enabled and not merged.
+
+        ``adapter_names`` among the keyword arguments names an adapter for each sample instead.
+        """
+        names = kwargs.pop("adapter_names", None)
+        if names is not None:
+            return self._mixed_forward(x, names, *args, **kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
         adapters = [] if self.disable_adapters else self.own_adapters(self.active_adapters)
@@ -135,6 +145,23 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if self.may_keep_merged():
             return self.merged_forward(x, adapters)
         return self.adapted_forward(x, adapters, *args, **kwargs)
+
+    def _mixed_forward(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Run a batch whose samples each name an adapter of their own, or :data:`BASE`."""
+        if len(names) != len(x):
+            raise InputError(
+                f"adapter_names has {len(names)} names for a batch of {len(x)} samples: give one for each sample"
+            )
+        if self.merged:
+            raise InputError("adapter_names needs unmerged adapters: call model.unmerge_adapter() first")
+        parts, order = [], []
+        for name in dict.fromkeys(names):
+            rows = [i for i, other in enumerate(names) if other == name]
+            adapters = [] if self.disable_adapters else self.own_adapters([name])
+            run = partial(self.adapted_forward, adapters=adapters) if adapters else self.base_layer
+            parts.append(run(x[rows], *args, **kwargs))
+            order += rows
+        return torch.cat(parts)[torch.tensor(order, device=x.device).argsort()] if parts else self.base_layer(x)
 
     def adapter_tensors(self, adapter: str) -> list[Tensor]:
         """Return all tensors of an adapter in this layer, parameters and buffers."""

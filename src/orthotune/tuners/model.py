@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
@@ -12,6 +13,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
 from orthotune.errors import InputError
+from orthotune.tuners import mixed_batch
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.fused import (
     FusedProjection,
@@ -110,6 +112,12 @@ class AdapterModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """See PEFT, which calls this around a forward pass: takes ``adapter_names``, one for each sample."""
+        with mixed_batch.adapter_names(self, kwargs.pop("adapter_names", None), kwargs.get("num_beams")):
+            yield
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """See PEFT; an error about target modules that match nothing also gives the nearest names there are."""
