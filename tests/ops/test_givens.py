@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import reference
-from orthotune.ops import givens, staged
+from orthotune.ops import givens, rotation, staged
 
 DTYPES = [torch.float64, torch.float32]
 
@@ -16,7 +16,7 @@ DTYPES = [torch.float64, torch.float32]
 def random_blocks(count: int, dtype: torch.dtype = torch.float64, quasi: bool = True) -> torch.Tensor:
     if quasi:
         return (torch.eye(2) + 0.3 * torch.randn(count, 2, 2)).to(dtype)
-    return givens.rotation_blocks(torch.empty(count, dtype=dtype).uniform_(-math.pi, math.pi))
+    return rotation.as_blocks(torch.empty(count, dtype=dtype).uniform_(-math.pi, math.pi))
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,23 @@ def test_forward_and_gradients_match_dense(width: int, dtype: torch.dtype, quasi
     assert reference.relative_error(got, want) <= tolerance
     assert reference.relative_error(low_x.grad, x.grad) <= tolerance
     assert reference.relative_error(low_blocks.grad, blocks.grad) <= tolerance
+
+
+@pytest.mark.parametrize("trees", [1, 2])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_angles_are_the_blocks_they_make(trees: int, transpose: bool) -> None:
+    theta = torch.empty(trees * 32, dtype=torch.float64).uniform_(-math.pi, math.pi).requires_grad_()
+    x = torch.randn(4, 33, dtype=torch.float64)
+
+    def run(rotations: torch.Tensor) -> torch.Tensor:
+        return givens.apply(x, rotations, num_trees=trees, transpose=transpose)
+
+    want = run(reference.rotation_blocks(theta))
+    assert torch.allclose(run(theta), want)
+    grad = torch.randn_like(want)
+    (wanted,) = torch.autograd.grad(want, theta, grad)
+    assert torch.allclose(*torch.autograd.grad(run(theta), theta, grad), wanted)
+    assert torch.autograd.gradcheck(run, theta, fast_mode=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -146,7 +163,7 @@ def test_one_tree_carries_any_vector_to_the_first_axis() -> None:
             theta[first + k] = torch.atan2(-current[j], current[i])
             length = torch.hypot(current[i], current[j])
             current[i], current[j] = length, 0
-    carried = givens.dense(givens.rotation_blocks(theta), width) @ vector
+    carried = givens.dense(rotation.as_blocks(theta), width) @ vector
     want = torch.zeros(width, dtype=torch.float64)
     want[0] = vector.norm()
     assert torch.allclose(carried, want)
@@ -160,7 +177,9 @@ def test_penalty_is_the_sum_of_squared_inner_products() -> None:
 
 
 def test_wrong_shapes_are_named() -> None:
-    with pytest.raises(ValueError, match=r"\(4, 2, 2\) do not fit: 1 tree\(s\) over width 6 take \(5, 2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"\(4, 2, 2\) do not fit: 1 tree\(s\) over width 6 take \(5, 2, 2\) blocks or \(5,\) angles"
+    ):
         givens.apply(torch.zeros(1, 6), torch.zeros(4, 2, 2))
     with pytest.raises(ValueError, match="at least 2 coordinates"):
         givens.apply(torch.zeros(3, 1), torch.zeros(0, 2, 2))

@@ -9,7 +9,8 @@ rotations of round r (each a 2x2 block ``[[a1, b1], [a2, b2]]`` on rows and colu
 
 ``R`` has D x D entries but is never formed: one vector costs O(D) work, and a backward pass needs the input alone.
 
-Shapes: ``blocks`` is (trees * (D - 1), 2, 2), stored tree by tree, round by round, from the first coordinate up.
+Rotations are given as blocks (trees * (D - 1), 2, 2) or as angles (trees * (D - 1),), of which the block is
+``[[cos t, -sin t], [sin t, cos t]]``; stored tree by tree, round by round, from the first coordinate up.
 """
 
 from __future__ import annotations
@@ -20,18 +21,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from orthotune.ops.precision import compute_dtype
 from orthotune.ops.rotation import rotate
 
 
 def num_rotations(width: int) -> int:
     """Rotations in one tree over ``width`` coordinates: width - 1."""
     return width - 1
-
-
-def rotation_blocks(theta: Tensor) -> Tensor:
-    """Turn angles (radians), any shape (*,), into 2x2 rotations ``[[cos t, -sin t], [sin t, cos t]]``, (*, 2, 2)."""
-    cos, sin = theta.cos(), theta.sin()
-    return torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))
 
 
 def identity_blocks(count: int) -> Tensor:
@@ -54,29 +50,31 @@ def _step(width: int) -> int:
     return min((s for s in range(1, width + 1) if math.gcd(s, width) == 1), key=lambda s: abs(s - golden))
 
 
-def apply(x: Tensor, blocks: Tensor, *, num_trees: int = 1, transpose: bool = False) -> Tensor:
+def apply(x: Tensor, rotations: Tensor, *, num_trees: int = 1, transpose: bool = False) -> Tensor:
     """Return ``x R`` (or ``x R^T``), with R the product of ``num_trees`` trees; differentiable in both arguments.
 
     Args:
         x: (..., D) activations, or the rows of a weight (n, D).
-        blocks: (num_trees * (D - 1), 2, 2); float32 or float64. Half-precision blocks are computed in float32.
+        rotations: 2x2 blocks (num_trees * (D - 1), 2, 2), or angles in radians (num_trees * (D - 1),); float32 or
+            float64. Half-precision ones are computed in float32.
         num_trees: with more than one, tree t acts on the coordinates permuted t times by :func:`permutation`:
             R = T_0 (Q T_1 Q^T) (Q^2 T_2 Q^-2) ... A single tree is the paper's method.
         transpose: apply R^T, which turns a weight in (out, in) layout into the merged one: W (out, in) -> W R^T.
 
     Returns (..., D) in the dtype of ``x``. Half-precision ``x`` is rotated in float32 and rounded once.
-    Raises ValueError if D is 1, which leaves nothing to rotate, or ``blocks`` does not fit D.
+    Raises ValueError if D is 1, which leaves nothing to rotate, or ``rotations`` does not fit D.
     """
     width = x.shape[-1]
     if width < 2:
         raise ValueError(f"a rotation needs at least 2 coordinates, got width={width}")
-    if blocks.shape != (num_trees * num_rotations(width), 2, 2):
+    count = num_trees * num_rotations(width)
+    if rotations.shape not in ((count, 2, 2), (count,)):
         raise ValueError(
-            f"blocks of shape {tuple(blocks.shape)} do not fit: {num_trees} tree(s) over width {width} take "
-            f"({num_trees * num_rotations(width)}, 2, 2)"
+            f"rotations of shape {tuple(rotations.shape)} do not fit: {num_trees} tree(s) over width {width} take "
+            f"({count}, 2, 2) blocks or ({count},) angles"
         )
-    blocks = blocks.float() if blocks.dtype in (torch.float16, torch.bfloat16) else blocks
-    trees = blocks.view(num_trees, num_rotations(width), 2, 2)
+    rotations = rotations.to(compute_dtype(rotations.dtype))
+    trees = rotations.unflatten(0, (num_trees, -1)) if num_trees > 1 else rotations[None]
     order = range(num_trees)
     for tree in reversed(order) if transpose else order:
         if tree == 0:
@@ -94,20 +92,20 @@ def _power(shuffle: Tensor, exponent: int) -> Tensor:
     return result
 
 
-def dense(blocks: Tensor, width: int, *, num_trees: int = 1) -> Tensor:
+def dense(rotations: Tensor, width: int, *, num_trees: int = 1) -> Tensor:
     """Return R as an explicit (D, D) matrix: for tests and for people, never for a forward pass."""
-    eye = torch.eye(width, dtype=blocks.dtype, device=blocks.device)
-    return apply(eye, blocks, num_trees=num_trees)
+    eye = torch.eye(width, dtype=rotations.dtype, device=rotations.device)
+    return apply(eye, rotations, num_trees=num_trees)
 
 
-def defect(blocks: Tensor, width: int, *, num_trees: int = 1, chunk: int = 1024) -> float:
-    """Return max |R^T R - I| in the dtype of ``blocks``, over ``chunk`` rows at a time: O(chunk * D) memory."""
+def defect(rotations: Tensor, width: int, *, num_trees: int = 1, chunk: int = 1024) -> float:
+    """Return max |R^T R - I| in the dtype of ``rotations``, over ``chunk`` rows at a time: O(chunk * D) memory."""
     worst = 0.0
     for start in range(0, width, chunk):
         stop = min(start + chunk, width)
-        rows = torch.zeros(stop - start, width, dtype=blocks.dtype, device=blocks.device)
+        rows = torch.zeros(stop - start, width, dtype=rotations.dtype, device=rotations.device)
         rows[torch.arange(stop - start), torch.arange(start, stop)] = 1
-        gram = apply(apply(rows, blocks, num_trees=num_trees, transpose=True), blocks, num_trees=num_trees)
+        gram = apply(apply(rows, rotations, num_trees=num_trees, transpose=True), rotations, num_trees=num_trees)
         worst = max(worst, (gram - rows).abs().max().item())
     return worst
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,4 +25,5 @@ def layer_dtype(x: Tensor) -> torch.dtype:
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Switch autocast off, so that an operator's own choice of dtype holds."""
-    return torch.autocast(x.device.type, enabled=False)
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

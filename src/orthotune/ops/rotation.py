@@ -1,7 +1,7 @@
 """Rotate row vectors by a tree: the operators ``orthotune::rotate`` and ``orthotune::rotated_linear``.
 
-One tree's rotations come as 2x2 blocks (D - 1, 2, 2) (see :mod:`orthotune.ops.givens`). Each backward keeps its input
-and the blocks alone; every intermediate is rebuilt from them.
+One tree's ``rotations`` (see :mod:`orthotune.ops.givens`) come as angles in radians (D - 1,), or as 2x2 blocks
+(D - 1, 2, 2). Each backward keeps its input and the rotations alone; every intermediate is rebuilt from them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,22 @@ from torch import Tensor
 from orthotune.ops import plan, staged
 from orthotune.ops.cpu import kernels
 from orthotune.ops.precision import full_precision
+
+
+def as_blocks(rotations: Tensor) -> Tensor:
+    """Return rotations as contiguous blocks (D - 1, 2, 2): of an angle t, ``[[cos t, -sin t], [sin t, cos t]]``."""
+    if rotations.ndim == 3:
+        return rotations.contiguous()
+    cos, sin = rotations.cos(), rotations.sin()
+    return torch.stack([cos, -sin, sin, cos], dim=-1).view(-1, 2, 2)
+
+
+def _gradient(rotations: Tensor, blocks: Tensor, grad_blocks: Tensor) -> Tensor:
+    """Return the gradient of ``rotations`` from that of the ``blocks`` made of them."""
+    if rotations.ndim == 3:
+        return grad_blocks
+    cos, sin = blocks[:, 0, 0], blocks[:, 1, 0]
+    return cos * (grad_blocks[:, 1, 0] - grad_blocks[:, 0, 1]) - sin * (grad_blocks[:, 0, 0] + grad_blocks[:, 1, 1])
 
 
 def _implementation(x: Tensor) -> Any:
@@ -65,56 +81,57 @@ def rotate_rows_backward(x: Tensor, grad: Tensor, blocks: Tensor, transpose: boo
 
 
 @torch.library.custom_op("orthotune::rotate", mutates_args=())
-def _rotate(x: Tensor, blocks: Tensor, transpose: bool) -> Tensor:
+def _rotate(x: Tensor, rotations: Tensor, transpose: bool) -> Tensor:
     with full_precision(x):
-        return rotate_rows(_rows(x), blocks.contiguous(), transpose).view(x.shape)
+        return rotate_rows(_rows(x), as_blocks(rotations), transpose).view(x.shape)
 
 
 @_rotate.register_fake
-def _(x: Tensor, blocks: Tensor, transpose: bool) -> Tensor:
+def _(x: Tensor, rotations: Tensor, transpose: bool) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("orthotune::rotate_backward", mutates_args=())
-def _rotate_backward(x: Tensor, grad: Tensor, blocks: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
+def _rotate_backward(x: Tensor, grad: Tensor, rotations: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
     with full_precision(x):
         grad = grad.reshape(-1, x.shape[-1]).clone(memory_format=torch.contiguous_format)
-        grad_x, grad_blocks = rotate_rows_backward(_rows(x), grad, blocks.contiguous(), transpose)
-        return grad_x.view(x.shape), grad_blocks
+        blocks = as_blocks(rotations)
+        grad_x, grad_blocks = rotate_rows_backward(_rows(x), grad, blocks, transpose)
+        return grad_x.view(x.shape), _gradient(rotations, blocks, grad_blocks)
 
 
 @_rotate_backward.register_fake
-def _(x: Tensor, grad: Tensor, blocks: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, grad: Tensor, rotations: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
     contiguous = torch.contiguous_format
-    return torch.empty_like(x, memory_format=contiguous), torch.empty_like(blocks, memory_format=contiguous)
+    return torch.empty_like(x, memory_format=contiguous), torch.empty_like(rotations, memory_format=contiguous)
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
-    x, blocks, ctx.transpose = inputs
-    ctx.save_for_backward(x, blocks)
+    x, rotations, ctx.transpose = inputs
+    ctx.save_for_backward(x, rotations)
 
 
 def _backward(ctx: Any, grad: Tensor) -> Any:
-    x, blocks = ctx.saved_tensors
-    return (*torch.ops.orthotune.rotate_backward(x, grad, blocks, ctx.transpose), None)
+    x, rotations = ctx.saved_tensors
+    return (*torch.ops.orthotune.rotate_backward(x, grad, rotations, ctx.transpose), None)
 
 
 _rotate.register_autograd(_backward, setup_context=_save)
 
 
-def rotate(x: Tensor, blocks: Tensor, transpose: bool = False) -> Tensor:
-    """Return ``x R`` or ``x R^T``, (..., D), for one tree's ``blocks`` (D - 1, 2, 2), float32 or float64.
+def rotate(x: Tensor, rotations: Tensor, transpose: bool = False) -> Tensor:
+    """Return ``x R`` or ``x R^T``, (..., D), for one tree's ``rotations``, float32 or float64.
 
-    ``x`` may be of any floating dtype; the arithmetic is done in the dtype of ``blocks`` and the result rounded
+    ``x`` may be of any floating dtype; the arithmetic is done in the dtype of ``rotations`` and the result rounded
     to that of ``x`` once. Differentiable in both.
     """
-    return torch.ops.orthotune.rotate(x, blocks, transpose)
+    return torch.ops.orthotune.rotate(x, rotations, transpose)
 
 
 @torch.library.custom_op("orthotune::rotated_linear", mutates_args=())
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, rotations: Tensor) -> Tensor:
     with full_precision(x):
-        rows, blocks = _rows(x), blocks.contiguous()
+        rows, blocks = _rows(x), as_blocks(rotations)
         if plan.on_weight_side(rows, weight, x_passes=2, y_passes=0, weight_passes=2):
             y = plan.linear(rows, weight, bias, lambda part, _: rotate_rows(part, blocks, True))
         else:
@@ -123,45 +140,46 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor) -> T
 
 
 @_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, rotations: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 @torch.library.custom_op("orthotune::rotated_linear_backward", mutates_args=())
-def _linear_backward(x: Tensor, grad: Tensor, weight: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+def _linear_backward(x: Tensor, grad: Tensor, weight: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
     with full_precision(x):
         grad_rotated = grad.reshape(-1, len(weight)) @ weight
-        grad_x, grad_blocks = rotate_rows_backward(_rows(x), grad_rotated, blocks.contiguous(), False)
-        return grad_x.view(x.shape), grad_blocks
+        blocks = as_blocks(rotations)
+        grad_x, grad_blocks = rotate_rows_backward(_rows(x), grad_rotated, blocks, False)
+        return grad_x.view(x.shape), _gradient(rotations, blocks, grad_blocks)
 
 
 @_linear_backward.register_fake
-def _(x: Tensor, grad: Tensor, weight: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, grad: Tensor, weight: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
     contiguous = torch.contiguous_format
-    return torch.empty_like(x, memory_format=contiguous), torch.empty_like(blocks, memory_format=contiguous)
+    return torch.empty_like(x, memory_format=contiguous), torch.empty_like(rotations, memory_format=contiguous)
 
 
 def _save_linear(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weight, bias, blocks = inputs
-    ctx.save_for_backward(x, weight, blocks)
+    x, weight, bias, rotations = inputs
+    ctx.save_for_backward(x, weight, rotations)
     ctx.has_bias = bias is not None
 
 
 def _backward_linear(ctx: Any, grad: Tensor) -> Any:
-    x, weight, blocks = ctx.saved_tensors
+    x, weight, rotations = ctx.saved_tensors
     plan.check_frozen(ctx.needs_input_grad[1])
-    grad_x, grad_blocks = torch.ops.orthotune.rotated_linear_backward(x, grad, weight, blocks)
+    grad_x, grad_rotations = torch.ops.orthotune.rotated_linear_backward(x, grad, weight, rotations)
     grad_bias = plan.bias_gradient(grad) if ctx.needs_input_grad[2] else None
-    return grad_x, None, grad_bias, grad_blocks
+    return grad_x, None, grad_bias, grad_rotations
 
 
 _linear.register_autograd(_backward_linear, setup_context=_save_linear)
 
 
-def rotated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, blocks: Tensor) -> Tensor:
+def rotated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, rotations: Tensor) -> Tensor:
     """Return ``(x R) W + bias``, (..., n), for a frozen ``weight`` (n, D) in torch's layout.
 
-    ``x``, ``weight`` and ``bias`` share a dtype; ``blocks`` (D - 1, 2, 2) is one tree, float32 or float64. The rotation
+    ``x``, ``weight`` and ``bias`` share a dtype; ``rotations`` are one tree's, float32 or float64. The rotation
     is applied to x or, where that moves fewer numbers, to the weight. Differentiable in all but the weight.
     """
-    return torch.ops.orthotune.rotated_linear(x, weight, bias, blocks)
+    return torch.ops.orthotune.rotated_linear(x, weight, bias, rotations)

@@ -16,6 +16,16 @@ from torch import Tensor
 from orthotune.ops.cpu.build import compiled
 
 REAL = {torch.float32: "float", torch.float64: "double"}
+KINDS = {"p": ctypes.c_void_p, "d": ctypes.c_double, "b": ctypes.c_bool, "i": ctypes.c_int64}
+ARGUMENTS = {  # of each function in kernels.cpp, in its order
+    "rotate": "pppiibi",
+    "rotate_backward": "ppppiibi",
+    "approx_orthogonal_add": "pppppdiiiii",
+    "approx_orthogonal_backward": "ppppppdpiiiii",
+    "approx_orthogonal_weight": "pppppdiiiii",
+    "rescale": "ppppdiiiii",
+    "rescale_backward": "ppppppiiiii",
+}
 
 
 def kernels(dtype: torch.dtype) -> Kernels | None:
@@ -33,10 +43,15 @@ class Kernels:
     """The functions of one compiled library. A result depends on the number of threads only in its last digits."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
+        self._functions = {}
+        for name, arguments in ARGUMENTS.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = [KINDS[kind] for kind in arguments], None
+            self._functions[name] = function
 
     def _call(self, name: str, *args: Tensor | int | float | bool | None) -> None:
-        getattr(self._library, name)(*map(_argument, args), _argument(torch.get_num_threads()))
+        values = [arg.data_ptr() if isinstance(arg, Tensor) else arg for arg in args]
+        self._functions[name](*values, torch.get_num_threads())
 
     def rotate(self, x: Tensor, blocks: Tensor, transpose: bool, out: Tensor) -> None:
         """Write x R or x R^T, (T, D), into ``out``, which may be ``x`` itself; ``blocks`` (D - 1, 2, 2)."""
@@ -100,17 +115,3 @@ class Kernels:
             "rescale_backward", product, weight, left, right, grad_left, grad_right, *weight.shape, len(left),
             right.stride(0),
         )  # fmt: skip
-
-
-def _argument(value: Tensor | int | float | bool | None) -> object:
-    match value:
-        case None:
-            return ctypes.c_void_p()
-        case Tensor():
-            return ctypes.c_void_p(value.data_ptr())
-        case float():
-            return ctypes.c_double(value)
-        case bool():
-            return ctypes.c_bool(value)
-        case _:
-            return ctypes.c_int64(value)
