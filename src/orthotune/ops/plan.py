@@ -62,9 +62,14 @@ def linear_gradient(grad: Tensor, weight: Tensor, adapt: Adapt) -> Tensor:
     chunks = weight_rows(weight)
     if len(chunks) == 1:
         return grad @ adapt(weight, chunks[0]).to(grad.dtype)
-    grad_x = grad.new_zeros(len(grad), weight.shape[1], dtype=torch.promote_types(grad.dtype, torch.float32))
+    full = torch.promote_types(grad.dtype, torch.float32)  # what the slices' parts are added up in
+    grad_x = grad.new_zeros(len(grad), weight.shape[1], dtype=full)
     for rows in chunks:
-        grad_x += grad[:, rows] @ adapt(weight[rows], rows).to(grad.dtype)
+        adapted = adapt(weight[rows], rows).to(grad.dtype)
+        if grad.dtype == full:
+            grad_x.addmm_(grad[:, rows], adapted)
+        else:
+            grad_x += grad[:, rows] @ adapted
     return grad_x.to(grad.dtype)
 
 
