@@ -1,8 +1,8 @@
 """Cases for the CUDA kernels, run as a script: on a GPU, or without one under Triton's interpreter.
 
 Triton decides when it is imported whether it interprets, so the cases need a process of their own, with
-TRITON_INTERPRET set where there is no GPU (see ``test_cuda_kernels.py``). Prints a JSON list of [case, largest relative error, tolerance]; for ``compile``, which
-needs no GPU, of [kernel, bytes of registers spilled, PTX].
+TRITON_INTERPRET set where there is no GPU (see ``test_cuda_kernels.py``). For ``numbers``, prints a JSON list of
+[case, largest relative error, tolerance]; for ``compile``, which needs no GPU, of [kernel, bytes spilled, PTX].
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def rotation() -> Iterator[Result]:
     """Tokens, D, dtype of x: one block of columns and several, D of every residue, more row tiles than programs."""
     from orthotune.ops.cuda import rotation as cuda
 
-    shapes = [(200, 3, F32), (1, 2, F16), (7, 33, F32), (0, 5, F32), (5, 70, F64), (27, 256, BF16), (3, 300, BF16)]
+    shapes = [(200, 3, F32), (1, 2, F16), (7, 33, F32), (0, 5, F32), (5, 70, F64), (3, 300, BF16)]
     if DEVICE == "cuda":
         shapes += [(1001, width, dtype) for width in (768, 3072, 5120, 11008) for dtype in (BF16, F32)]
     for tokens, width, dtype in shapes:
         yield from rotation_case(cuda, tokens, width, dtype)
     with mock.patch.object(cuda, "_per_lane", return_value=1):  # three levels of column blocks
-        yield from rotation_case(cuda, 2, 1030, F32)
+        yield from rotation_case(cuda, 1, 1030, F32)
 
 
 def rotation_case(cuda, tokens: int, width: int, dtype: torch.dtype) -> Iterator[Result]:  # type: ignore[no-untyped-def]
@@ -63,9 +63,12 @@ def rotation_case(cuda, tokens: int, width: int, dtype: torch.dtype) -> Iterator
         want = want_x @ (matrix.T if transpose else matrix)
         want.backward(grad.cpu().double())
         got = [cuda.rotate(x, blocks, transpose), *cuda.rotate_backward(x, grad, blocks, transpose)]
-        yield compare(f"{tokens} x {width} {dtype} {transpose=}", dtype, got, [want, want_x.grad, want_blocks.grad])
-        again = cuda.rotate_backward(x, grad, blocks, transpose)
-        assert all(torch.equal(a, b) for a, b in zip(got[1:], again, strict=True))
+        yield compare(
+            f"GOFT {tokens=} {width=} {dtype} {transpose=}", dtype, got, [want, want_x.grad, want_blocks.grad]
+        )
+        if tokens > 100:
+            again = cuda.rotate_backward(x, grad, blocks, transpose)
+            assert all(torch.equal(a, b) for a, b in zip(got[1:], again, strict=True))
 
 
 def approx_orthogonal() -> Iterator[Result]:
@@ -81,12 +84,12 @@ def approx_orthogonal() -> Iterator[Result]:
         down, up = (ao.random_unit(width).to(DEVICE, parameter) * 1.2 for width in (d_in, d_out))
         scale = torch.randn(rank).to(DEVICE, parameter)
         yield approx_orthogonal_case(
-            cuda, f"{tokens=} {d_in=} {d_out=} {rank=} {dtype}", tokens, dtype, down, up, scale
+            cuda, f"AOFT {tokens=} {d_in=} {d_out=} {rank=} {dtype}", tokens, dtype, down, up, scale
         )
     for tail in (0.0, 0.3):
         down, up = torch.tensor([-1.0, tail, 0.0, tail]), torch.tensor([3e-7 - 1, tail, 0.0])
         vectors = [v.to(DEVICE) for v in (down, up, torch.ones(2))]
-        yield approx_orthogonal_case(cuda, f"pole {tail=}", 2, F32, *vectors)
+        yield approx_orthogonal_case(cuda, f"AOFT pole {tail=}", 2, F32, *vectors)
 
 
 def approx_orthogonal_case(  # type: ignore[no-untyped-def]
@@ -126,11 +129,11 @@ def rescaling() -> Iterator[Result]:
         x, grad, weight = (torch.randn(s).to(DEVICE, dtype) for s in ((tokens, d_in), (tokens, d_out), (d_out, d_in)))
         left = torch.randn(rank, d_in).to(DEVICE, parameter).T
         right = torch.randn(rank, d_out + 3).to(DEVICE, parameter)[:, 2:-1]
-        name = f"{tokens=} {d_in=} {d_out=} {rank=} {dtype}"
+        name = f"RLRR {tokens=} {d_in=} {d_out=} {rank=} {dtype}"
         want_left, want_right = leaves(left, right)
         for residual in (False, True):
             want = reference.rlrr_weight(weight.cpu().double(), want_left, want_right, residual)
-            yield compare(f"W* {name} {residual=}", dtype, [cuda.rescale(weight, left, right, residual)], [want])
+            yield compare(f"{name} {residual=}", dtype, [cuda.rescale(weight, left, right, residual)], [want])
         (x.cpu().double() @ want.T).backward(grad.cpu().double())
         got = cuda.gradients(x, grad, weight, left, right)
         yield compare(name, parameter, list(got), [want_left.grad, want_right.grad])
@@ -201,10 +204,5 @@ def compile_kernel(  # type: ignore[no-untyped-def]
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    table = {
-        "rotation": rotation,
-        "approx_orthogonal": approx_orthogonal,
-        "rescaling": rescaling,
-        "compile": compiled,
-    }
-    print(json.dumps(list(table[sys.argv[1]]())))
+    chosen = {"numbers": [rotation, approx_orthogonal, rescaling], "compile": [compiled]}[sys.argv[1]]
+    print(json.dumps([result for cases in chosen for result in cases()]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -28,10 +29,9 @@ def run(command: str, cache: Path, **env: str) -> list:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("operator", ["rotation", "approx_orthogonal", "rescaling"])
-def test_kernels_match_dense(operator: str, tmp_path: Path) -> None:
-    results = run(operator, tmp_path, **({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}))
-    assert len(results) >= 10
+def test_kernels_match_dense(tmp_path: Path) -> None:
+    results = run("numbers", tmp_path, **({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}))
+    assert {name.split()[0] for name, _, _ in results} == {"GOFT", "AOFT", "RLRR"}
     assert not {name: error for name, error, tolerance in results if not error <= tolerance}
 
 
@@ -39,13 +39,8 @@ def test_kernels_match_dense(operator: str, tmp_path: Path) -> None:
 def test_kernels_compile_for_hopper(tmp_path: Path) -> None:
     """Down to machine code: forward kernels in registers, rotations between lanes, products on tensor cores."""
     results = run("compile", tmp_path, TRITON_DUMP_PTXAS_LOG="1")
-    spilled = {name: size for name, size, _ in results}
+    assert {name for name, spilled, _ in results if spilled} <= {"_backward_kernel", "_gradients_kernel"}
     code = {name: ptx for name, _, ptx in results}
-    assert {name: spilled[name] for name in spilled if "backward" not in name and "gradients" not in name} == {
-        "_rotate_kernel": 0,
-        "_add_kernel": 0,
-        "_rescale_kernel": 0,
-    }
     assert "shfl.sync" in code["_rotate_kernel"]
     assert "wgmma.mma_async" in code["_gradients_kernel"]
-    assert not any("atom." in ptx or "red.global" in ptx for ptx in code.values())
+    assert not [name for name, ptx in code.items() if re.search(r"\b(atom|red)\.", ptx)]
