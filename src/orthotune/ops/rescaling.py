@@ -75,8 +75,7 @@ def _factor_gradients(x: Tensor, grad: Tensor, weight: Tensor, left: Tensor, rig
     left, right = left.T.contiguous(), right.contiguous()
     grad_left, grad_right = torch.zeros_like(left), torch.empty_like(right)
     for rows in plan.weight_rows(weight):
-        part = weight[rows].contiguous()
-        product = (grad[:, rows].T @ x).to(left.dtype)
+        part, product = weight[rows].contiguous(), (grad[:, rows].T @ x).to(left.dtype)
         if compiled is not None:
             compiled.rescale_backward(product, part, left, right[:, rows], grad_left, grad_right[:, rows])
         else:

@@ -527,45 +527,45 @@ extern "C" void approx_orthogonal_weight(
 
 // ---- Low-rank rescaling --------------------------------------------------------------------------------------------
 
-// out = (base + right^real left^real) (.) weight, with left (rank, in) and right (rank, out).
+// out = (base + right^T left) (.) weight for a weight (rows, in), with left (rank, in) and right (rank, rows).
 extern "C" void rescale(
     real* out, const real* weight, const real* left, const real* right, double base, int64_t rows, int64_t in,
     int64_t rank, int64_t right_stride, int64_t threads
 ) {
     parallel(rows, 1, threads, [&](int64_t first, int64_t last, int64_t) {
-        for (int64_t o = first; o < last; ++o)
-            for (int64_t i = 0; i < in; i += K) {
-                const int64_t count = std::min<int64_t>(K, in - i);
-                if (count == K) {
-                    vec gain = vec{} + real(base);
-                    for (int64_t r = 0; r < rank; ++r) gain += right[r * right_stride + o] * load(left + r * in + i);
-                    store(out + o * in + i, gain * load(weight + o * in + i));
-                    continue;
-                }
-                for (int64_t c = i; c < i + count; ++c) {
-                    real gain = real(base);
-                    for (int64_t r = 0; r < rank; ++r) gain += right[r * right_stride + o] * left[r * in + c];
-                    out[o * in + c] = gain * weight[o * in + c];
-                }
+        for (int64_t o = first; o < last; ++o) {
+            const real* w = weight + o * in;
+            real* y = out + o * in;
+            int64_t i = 0;
+            for (; i + K <= in; i += K) {
+                vec gain = vec{} + real(base);
+                for (int64_t r = 0; r < rank; ++r) gain += right[r * right_stride + o] * load(left + r * in + i);
+                store(y + i, gain * load(w + i));
             }
+            for (; i < in; ++i) {
+                real gain = real(base);
+                for (int64_t r = 0; r < rank; ++r) gain += right[r * right_stride + o] * left[r * in + i];
+                y[i] = gain * w[i];
+            }
+        }
     });
 }
 
-// H = product (.) weight; grad_left (rank, in) += right H, grad_right (rank, out) = left H^real. product becomes H.
+// With H = product (.) weight, (rows, in): grad_left (rank, in) += right H and grad_right (rank, rows) = left H^T.
 extern "C" void rescale_backward(
-    real* product, const real* weight, const real* left, const real* right, real* grad_left, real* grad_right,
+    const real* product, const real* weight, const real* left, const real* right, real* grad_left, real* grad_right,
     int64_t rows, int64_t in, int64_t rank, int64_t right_stride, int64_t threads
 ) {
     const int64_t numbers = rank * in;
     std::vector<real> parts(numbers * threads), total(numbers);
     parallel(rows, 1, threads, [&](int64_t first, int64_t last, int64_t thread) {
         real* sums = parts.data() + thread * numbers;
+        std::vector<real> h(in);
         for (int64_t o = first; o < last; ++o) {
-            real* h = product + o * in;
-            for (int64_t i = 0; i < in; ++i) h[i] *= weight[o * in + i];
+            for (int64_t i = 0; i < in; ++i) h[i] = product[o * in + i] * weight[o * in + i];
             for (int64_t r = 0; r < rank; ++r) {
-                grad_right[r * right_stride + o] = dot(h, left + r * in, in);
-                axpy(right[r * right_stride + o], h, sums + r * in, in);
+                grad_right[r * right_stride + o] = dot(h.data(), left + r * in, in);
+                axpy(right[r * right_stride + o], h.data(), sums + r * in, in);
             }
         }
     });

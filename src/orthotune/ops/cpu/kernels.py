@@ -109,9 +109,7 @@ class Kernels:
     ) -> None:
         """With H = product (.) weight, (n, D): add right H to ``grad_left`` (r, D), write left H^T into ``grad_right``.
 
-        ``product`` is used up. ``right`` and ``grad_right`` (r, n) have the same strides.
+        The rows of ``right`` and ``grad_right`` (r, n) may lie further apart than n.
         """
-        self._call(
-            "rescale_backward", product, weight, left, right, grad_left, grad_right, *weight.shape, len(left),
-            right.stride(0),
-        )  # fmt: skip
+        pointers = product, weight, left, right, grad_left, grad_right
+        self._call("rescale_backward", *pointers, *weight.shape, len(left), right.stride(0))
