@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_source_compiles_where_there_is_a_compiler(dtype: torch.dtype) -> None:
-    assert kernels(dtype) is not None
+    assert kernels(torch.empty(0, dtype=dtype)) is not None
 
 
 @needs_compiler
@@ -60,9 +60,10 @@ def test_no_compiler_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
 
 
 def test_there_are_none_for_half_precision_or_when_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert kernels(torch.bfloat16) is None
+    assert kernels(torch.empty(0, dtype=torch.bfloat16)) is None
+    assert kernels(torch.empty(0, device="meta")) is None
     monkeypatch.setenv("ORTHOTUNE_CPU_KERNELS", "0")
-    assert kernels(torch.float32) is None
+    assert kernels(torch.empty(0)) is None
 
 
 @needs_compiler

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from orthotune.ops import plan
 from orthotune.ops.cpu import kernels
+from orthotune.ops.cuda import usable
 from orthotune.ops.precision import full_precision
 
 POLE = 1e-6
@@ -108,11 +109,11 @@ def _vector_gradient(x: Tensor, z: Tensor, q: Tensor) -> Tensor:
 
 def _add_rows(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
     """Return y + x AO(down) diag(scale) AO(up)^T for rows y (T, n) and x (T, D); ``y`` is used up."""
-    if x.is_cuda:
+    if usable(x):
         from orthotune.ops.cuda import approx_orthogonal as cuda
 
         return cuda.add_update(y, x, down, up, scale)
-    compiled = kernels(down.dtype) if x.dtype == y.dtype == down.dtype else None
+    compiled = kernels(x) if x.dtype == y.dtype == down.dtype else None
     if compiled is not None:
         compiled.approx_orthogonal_add(y, x, down, up, scale, POLE)
         return y
@@ -127,11 +128,11 @@ def _add_rows_backward(
 
     The gradient that reaches x through the update is added to ``grad_x`` (T, D), if given, in place.
     """
-    if x.is_cuda:
+    if usable(x):
         from orthotune.ops.cuda import approx_orthogonal as cuda
 
         return cuda.add_update_backward(grad_x, x, grad, down, up, scale)
-    compiled = kernels(down.dtype) if x.dtype == grad.dtype == down.dtype else None
+    compiled = kernels(x) if x.dtype == grad.dtype == down.dtype else None
     if compiled is not None:
         return compiled.approx_orthogonal_backward(grad_x, x, grad, down, up, scale, POLE)
     x, grad = x.to(down.dtype), grad.to(down.dtype)
@@ -221,7 +222,7 @@ def _adapter(down: Tensor, up: Tensor, scale: Tensor) -> plan.Adapt:
     r_0 = 0 and r_j = q_j; multiplied out, everything but E diag(l) E^T has one of four vectors on either side.
     """
     rank = len(scale)
-    compiled = kernels(down.dtype) if down.device.type == "cpu" else None
+    compiled = kernels(down)
     if compiled is not None:
 
         def adapt_compiled(part: Tensor, rows: slice) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from orthotune.ops import plan
 from orthotune.ops.cpu import kernels
+from orthotune.ops.cuda import usable
 from orthotune.ops.precision import full_precision
 
 
@@ -50,11 +51,11 @@ def _adapter(left: Tensor, right: Tensor, residual: bool) -> plan.Adapt:
     left, right = left.T.contiguous(), right.contiguous()
 
     def adapt(part: Tensor, rows: slice) -> Tensor:
-        if part.is_cuda:
+        if usable(part):
             from orthotune.ops.cuda import rescaling as cuda
 
-            return cuda.rescale(part, left.T, right[:, rows], residual)
-        compiled = kernels(part.dtype) if part.dtype == left.dtype else None
+            return cuda.rescale(part.contiguous(), left.T, right[:, rows], residual)
+        compiled = kernels(part) if part.dtype == left.dtype else None
         if compiled is None:
             return rescale_weight(part, left.T, right[:, rows], residual)
         part = part.contiguous()
@@ -67,11 +68,11 @@ def _adapter(left: Tensor, right: Tensor, residual: bool) -> plan.Adapt:
 
 def _factor_gradients(x: Tensor, grad: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of left (D, r) and right (r, n); G = grad^T x (n, D) exists a slice of rows at a time."""
-    if x.is_cuda:
+    if usable(x):
         from orthotune.ops.cuda import rescaling as cuda
 
-        return cuda.gradients(x, grad, weight, left, right)
-    compiled = kernels(weight.dtype) if x.dtype == weight.dtype == left.dtype else None
+        return cuda.gradients(x, grad, weight.contiguous(), left, right)
+    compiled = kernels(x) if x.dtype == weight.dtype == left.dtype else None
     left, right = left.T.contiguous(), right.contiguous()
     grad_left, grad_right = torch.zeros_like(left), torch.empty_like(right)
     for rows in plan.weight_rows(weight):

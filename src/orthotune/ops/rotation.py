@@ -15,6 +15,7 @@ from torch import Tensor
 
 from orthotune.ops import plan, staged
 from orthotune.ops.cpu import kernels
+from orthotune.ops.cuda import usable
 from orthotune.ops.precision import full_precision
 
 
@@ -36,7 +37,7 @@ def _gradient(rotations: Tensor, blocks: Tensor, grad_blocks: Tensor) -> Tensor:
 
 def _implementation(x: Tensor) -> Any:
     """Return what rotates ``x``, in place of the formulae in PyTorch where there is something faster."""
-    return (kernels(x.dtype) if x.device.type == "cpu" else None) or staged
+    return kernels(x) or staged
 
 
 def _chunks(x: Tensor, blocks: Tensor) -> Iterable[slice]:
@@ -50,7 +51,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def rotate_rows(x: Tensor, blocks: Tensor, transpose: bool) -> Tensor:
     """Return x R or x R^T for rows (T, D), computed in the dtype of ``blocks`` and given in that of ``x``."""
-    if x.is_cuda:
+    if usable(x):
         from orthotune.ops.cuda import rotation as cuda
 
         return cuda.rotate(x, blocks, transpose)
@@ -67,7 +68,7 @@ def rotate_rows(x: Tensor, blocks: Tensor, transpose: bool) -> Tensor:
 
 def rotate_rows_backward(x: Tensor, grad: Tensor, blocks: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and blocks from that of :func:`rotate_rows`. ``grad`` is used up."""
-    if x.is_cuda:
+    if usable(x):
         from orthotune.ops.cuda import rotation as cuda
 
         return cuda.rotate_backward(x, grad, blocks, transpose)

@@ -28,9 +28,10 @@ ARGUMENTS = {  # of each function in kernels.cpp, in its order
 }
 
 
-def kernels(dtype: torch.dtype) -> Kernels | None:
-    """Return the kernels for a dtype, or None where there are none."""
-    return _load(dtype) if dtype in REAL and os.environ.get("ORTHOTUNE_CPU_KERNELS") != "0" else None
+def kernels(x: Tensor) -> Kernels | None:
+    """Return the kernels that can take ``x``, by its device and dtype, or None where there are none."""
+    usable = x.device.type == "cpu" and x.dtype in REAL and os.environ.get("ORTHOTUNE_CPU_KERNELS") != "0"
+    return _load(x.dtype) if usable else None
 
 
 @lru_cache(maxsize=2)
