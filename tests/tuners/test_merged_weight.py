@@ -12,6 +12,7 @@ from peft import get_peft_model, set_peft_model_state_dict
 from torch import nn
 
 from orthotune import AOFTConfig, GOFTConfig, RLRRConfig
+from orthotune.ops import plan
 from orthotune.tuners.layer import AdapterLayer
 
 CONFIGS = {
@@ -24,7 +25,8 @@ CONFIGS = {
 
 
 @pytest.fixture(params=CONFIGS)
-def model(request: pytest.FixtureRequest) -> nn.Module:
+def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    monkeypatch.setattr(plan, "KEEP_FROM", 0)
     torch.manual_seed(0)
     return get_peft_model(nn.Sequential(nn.Linear(20, 12)), CONFIGS[request.param]()).eval()
 
@@ -157,6 +159,12 @@ def test_nothing_is_kept_without_room(model: nn.Module, x: torch.Tensor, monkeyp
         available, total = 26 * 4, 100 * 4  # float32 numbers
 
     monkeypatch.setattr("orthotune.ops.plan.psutil.virtual_memory", lambda: Memory)
+    check(model, x)
+    assert layer_of(model)._merged_weight.empty
+
+
+def test_a_tiny_weight_is_not_kept(model: nn.Module, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "KEEP_FROM", 20 * 12 + 1)
     check(model, x)
     assert layer_of(model)._merged_weight.empty
 

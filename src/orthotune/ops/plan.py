@@ -17,6 +17,7 @@ from torch import Tensor
 from orthotune.ops.precision import HALF
 
 WEIGHT_CHUNK = 2**22  # numbers of an adapted weight that exist at a time; no layer's adapted weight is ever whole above
+KEEP_FROM = 2**12  # numbers of a weight below which adapting it costs nothing to speak of
 MIN_ROWS = 256  # and at least this many of its rows: thinner products waste the matrix unit
 
 
@@ -73,8 +74,10 @@ def linear_gradient(grad: Tensor, weight: Tensor, adapt: Adapt) -> Tensor:
     return grad_x.to(grad.dtype)
 
 
-def has_room(weight: Tensor) -> bool:
-    """Return whether a copy of ``weight`` leaves a quarter of its device's memory free."""
+def is_worth_keeping(weight: Tensor) -> bool:
+    """Return whether to keep an adapted ``weight``: not a tiny one, and not if under a quarter of memory stayed free."""
+    if weight.numel() < KEEP_FROM:
+        return False
     if weight.is_cuda:
         free, total = torch.cuda.mem_get_info(weight.device)
     else:

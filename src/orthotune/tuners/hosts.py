@@ -67,7 +67,7 @@ class LinearHost(AdapterLayer):
             return False
         weight = self.get_base_layer().weight
         ordinary = type(weight) is nn.Parameter and not weight.is_inference() and weight.device.type in ("cpu", "cuda")
-        return ordinary and (not self._merged_weight.empty or plan.has_room(weight))
+        return ordinary and (not self._merged_weight.empty or plan.is_worth_keeping(weight))
 
     def merged_forward(self, x: Tensor, adapters: list[str]) -> Tensor:
         base = self.get_base_layer()
