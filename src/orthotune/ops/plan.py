@@ -75,7 +75,7 @@ def linear_gradient(grad: Tensor, weight: Tensor, adapt: Adapt) -> Tensor:
 
 
 def is_worth_keeping(weight: Tensor) -> bool:
-    """Return whether to keep an adapted ``weight``: not a tiny one, and not if under a quarter of memory stayed free."""
+    """Return whether to keep an adapted ``weight``: no tiny one, and none that leaves under a quarter of memory free."""
     if weight.numel() < KEEP_FROM:
         return False
     if weight.is_cuda:

@@ -55,7 +55,8 @@ class LinearHost(AdapterLayer):
     def is_fusable(self, x: Tensor) -> bool:
         """Whether the product of ``x`` with the frozen weight may be taken inside a method's own operator."""
         weight = self.get_base_layer().weight
-        return self.is_plain and type(weight) is nn.Parameter and not weight.requires_grad and x.dtype == weight.dtype
+        ordinary = type(weight) in (nn.Parameter, Tensor)  # FSDP's forward has views in place of parameters
+        return self.is_plain and ordinary and not weight.requires_grad and x.dtype == weight.dtype
 
     def may_keep_merged(self) -> bool:
         """In evaluation without gradients: the adapted weight is made once, and costs one copy of the weight.
