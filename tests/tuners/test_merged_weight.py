@@ -26,7 +26,7 @@ CONFIGS = {
 
 @pytest.fixture(params=CONFIGS)
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    monkeypatch.setattr(plan, "KEEP_FROM", 0)
+    monkeypatch.setattr(plan, "TINY", 0)
     torch.manual_seed(0)
     return get_peft_model(nn.Sequential(nn.Linear(20, 12)), CONFIGS[request.param]()).eval()
 
@@ -164,7 +164,7 @@ def test_nothing_is_kept_without_room(model: nn.Module, x: torch.Tensor, monkeyp
 
 
 def test_a_tiny_weight_is_not_kept(model: nn.Module, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "KEEP_FROM", 20 * 12 + 1)
+    monkeypatch.setattr(plan, "TINY", 20 * 12 + 1)
     check(model, x)
     assert layer_of(model)._merged_weight.empty
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from orthotune.ops.precision import HALF
 
 WEIGHT_CHUNK = 2**22  # numbers of an adapted weight that exist at a time; no layer's adapted weight is ever whole above
-KEEP_FROM = 2**12  # numbers of a weight below which adapting it costs nothing to speak of
+TINY = 2**12  # numbers of a weight below which nothing is to be gained from working on it or keeping it
 MIN_ROWS = 256  # and at least this many of its rows: thinner products waste the matrix unit
 
 
@@ -33,7 +33,7 @@ def on_weight_side(x: Tensor, weight: Tensor, *, x_passes: int, y_passes: int, w
     tokens, (out_features, in_features) = len(x), weight.shape
     activation_cost = tokens * (x_passes * in_features + y_passes * out_features)
     weight_cost = weight_passes * out_features * in_features
-    return x.dtype not in HALF and weight_cost < activation_cost
+    return x.dtype not in HALF and weight.numel() >= TINY and weight_cost < activation_cost
 
 
 def weight_rows(weight: Tensor) -> list[slice]:
@@ -75,8 +75,8 @@ def linear_gradient(grad: Tensor, weight: Tensor, adapt: Adapt) -> Tensor:
 
 
 def is_worth_keeping(weight: Tensor) -> bool:
-    """Return whether to keep an adapted ``weight``: no tiny one, and none that leaves under a quarter of memory free."""
-    if weight.numel() < KEEP_FROM:
+    """Return whether to keep an adapted ``weight``: not if it is tiny, or a quarter of memory would not stay free."""
+    if weight.numel() < TINY:
         return False
     if weight.is_cuda:
         free, total = torch.cuda.mem_get_info(weight.device)
