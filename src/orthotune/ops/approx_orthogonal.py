@@ -25,6 +25,7 @@ from orthotune.ops import plan
 from orthotune.ops.cpu import kernels
 from orthotune.ops.cuda import usable
 from orthotune.ops.precision import full_precision
+from orthotune.ops.tensors import as_rows, contiguous_like
 
 POLE = 1e-6
 
@@ -145,24 +146,16 @@ def _add_rows_backward(
     return _vector_gradient(x, grad_z, down), _vector_gradient(grad, z * scale, up), (grad_scaled * z).sum(0)
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).contiguous()
-
-
-def _contiguous_like(*tensors: Tensor) -> list[Tensor]:
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
-
-
 @torch.library.custom_op("orthotune::approx_orthogonal_add", mutates_args=())
 def _add(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
     with full_precision(x):
         rows = y.reshape(-1, y.shape[-1]).clone(memory_format=torch.contiguous_format)
-        return _add_rows(rows, _rows(x), *_vectors(down, up, scale)).view(y.shape)
+        return _add_rows(rows, as_rows(x), *_vectors(down, up, scale)).view(y.shape)
 
 
 @_add.register_fake
 def _(y: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
-    return torch.empty_like(y, memory_format=torch.contiguous_format)
+    return contiguous_like(y)[0]
 
 
 @torch.library.custom_op("orthotune::approx_orthogonal_backward", mutates_args=())
@@ -170,13 +163,13 @@ def _add_backward(x: Tensor, grad: Tensor, down: Tensor, up: Tensor, scale: Tens
     """Gradients with respect to x, down, up and scale, from x (..., D) and the output's gradient (..., n)."""
     with full_precision(x):
         grad_x = x.new_zeros(x.numel() // x.shape[-1], x.shape[-1])
-        grads = _add_rows_backward(grad_x, _rows(x), _rows(grad), *_vectors(down, up, scale))
+        grads = _add_rows_backward(grad_x, as_rows(x), as_rows(grad), *_vectors(down, up, scale))
         return [grad_x.view(x.shape), *(g.contiguous() for g in grads)]
 
 
 @_add_backward.register_fake
 def _(x: Tensor, grad: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> list[Tensor]:
-    return _contiguous_like(x, down, up, scale)
+    return contiguous_like(x, down, up, scale)
 
 
 def _vectors(down: Tensor, up: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,7 +249,7 @@ def _adapter(down: Tensor, up: Tensor, scale: Tensor) -> plan.Adapt:
 @torch.library.custom_op("orthotune::approx_orthogonal_linear", mutates_args=())
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: Tensor) -> Tensor:
     with full_precision(x):
-        rows, vectors = _rows(x), _vectors(down, up, scale)
+        rows, vectors = as_rows(x), _vectors(down, up, scale)
         if _on_weight_side(rows, weight):
             y = plan.linear(rows, weight, bias, _adapter(*vectors))
         else:
@@ -273,7 +266,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, 
 def _linear_backward(x: Tensor, grad: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> list[Tensor]:
     """Gradients with respect to x, down, up and scale."""
     with full_precision(x):
-        rows, grad, vectors = _rows(x), _rows(grad), _vectors(down, up, scale)
+        rows, grad, vectors = as_rows(x), as_rows(grad), _vectors(down, up, scale)
         if _on_weight_side(rows, weight):
             grad_x = plan.linear_gradient(grad, weight, _adapter(*vectors))
             grads = _add_rows_backward(None, rows, grad, *vectors)
@@ -285,7 +278,7 @@ def _linear_backward(x: Tensor, grad: Tensor, weight: Tensor, down: Tensor, up: 
 
 @_linear_backward.register_fake
 def _(x: Tensor, grad: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: Tensor) -> list[Tensor]:
-    return _contiguous_like(x, down, up, scale)
+    return contiguous_like(x, down, up, scale)
 
 
 def _save_linear(ctx: Any, inputs: Any, output: Any) -> None:

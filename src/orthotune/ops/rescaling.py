@@ -20,6 +20,7 @@ from orthotune.ops import plan
 from orthotune.ops.cpu import kernels
 from orthotune.ops.cuda import usable
 from orthotune.ops.precision import full_precision
+from orthotune.ops.tensors import as_rows, contiguous_like
 
 
 def gain(left: Tensor, right: Tensor, residual: bool) -> Tensor:
@@ -92,8 +93,7 @@ def _linear_backward(
 ) -> list[Tensor]:
     """Gradients with respect to x, left and right: W* is rebuilt, G = x^T dy is the only other big product."""
     with full_precision(x):
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        grad = grad.reshape(-1, grad.shape[-1]).contiguous()
+        rows, grad = as_rows(x), as_rows(grad)
         grad_x = plan.linear_gradient(grad, weight, _adapter(left, right, residual)).view(x.shape)
         grad_left, grad_right = _factor_gradients(rows, grad, weight, left, right)
         return [grad_x, grad_left.contiguous(), grad_right.contiguous()]
@@ -101,7 +101,7 @@ def _linear_backward(
 
 @_linear_backward.register_fake
 def _(x: Tensor, grad: Tensor, weight: Tensor, left: Tensor, right: Tensor, residual: bool) -> list[Tensor]:
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, left, right)]
+    return contiguous_like(x, left, right)
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:

@@ -17,6 +17,7 @@ from orthotune.ops import plan, staged
 from orthotune.ops.cpu import kernels
 from orthotune.ops.cuda import usable
 from orthotune.ops.precision import full_precision
+from orthotune.ops.tensors import as_rows, contiguous_like
 
 
 def as_blocks(rotations: Tensor) -> Tensor:
@@ -43,10 +44,6 @@ def _implementation(x: Tensor) -> Any:
 def _chunks(x: Tensor, blocks: Tensor) -> Iterable[slice]:
     """Cut the rows of ``x`` (T, D) where they have to be converted to the dtype of ``blocks``, else not at all."""
     return [slice(None)] if x.dtype == blocks.dtype else staged.chunks(*x.shape)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1]).contiguous()
 
 
 def rotate_rows(x: Tensor, blocks: Tensor, transpose: bool) -> Tensor:
@@ -84,12 +81,12 @@ def rotate_rows_backward(x: Tensor, grad: Tensor, blocks: Tensor, transpose: boo
 @torch.library.custom_op("orthotune::rotate", mutates_args=())
 def _rotate(x: Tensor, rotations: Tensor, transpose: bool) -> Tensor:
     with full_precision(x):
-        return rotate_rows(_rows(x), as_blocks(rotations), transpose).view(x.shape)
+        return rotate_rows(as_rows(x), as_blocks(rotations), transpose).view(x.shape)
 
 
 @_rotate.register_fake
 def _(x: Tensor, rotations: Tensor, transpose: bool) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+    return contiguous_like(x)[0]
 
 
 @torch.library.custom_op("orthotune::rotate_backward", mutates_args=())
@@ -97,14 +94,14 @@ def _rotate_backward(x: Tensor, grad: Tensor, rotations: Tensor, transpose: bool
     with full_precision(x):
         grad = grad.reshape(-1, x.shape[-1]).clone(memory_format=torch.contiguous_format)
         blocks = as_blocks(rotations)
-        grad_x, grad_blocks = rotate_rows_backward(_rows(x), grad, blocks, transpose)
+        grad_x, grad_blocks = rotate_rows_backward(as_rows(x), grad, blocks, transpose)
         return grad_x.view(x.shape), _gradient(rotations, blocks, grad_blocks)
 
 
 @_rotate_backward.register_fake
 def _(x: Tensor, grad: Tensor, rotations: Tensor, transpose: bool) -> tuple[Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    return torch.empty_like(x, memory_format=contiguous), torch.empty_like(rotations, memory_format=contiguous)
+    grad_x, grad_rotations = contiguous_like(x, rotations)
+    return grad_x, grad_rotations
 
 
 def _save(ctx: Any, inputs: Any, output: Any) -> None:
@@ -132,7 +129,7 @@ def rotate(x: Tensor, rotations: Tensor, transpose: bool = False) -> Tensor:
 @torch.library.custom_op("orthotune::rotated_linear", mutates_args=())
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, rotations: Tensor) -> Tensor:
     with full_precision(x):
-        rows, blocks = _rows(x), as_blocks(rotations)
+        rows, blocks = as_rows(x), as_blocks(rotations)
         if plan.on_weight_side(rows, weight, x_passes=2, y_passes=0, weight_passes=2):
             y = plan.linear(rows, weight, bias, lambda part, _: rotate_rows(part, blocks, True))
         else:
@@ -150,14 +147,14 @@ def _linear_backward(x: Tensor, grad: Tensor, weight: Tensor, rotations: Tensor)
     with full_precision(x):
         grad_rotated = grad.reshape(-1, len(weight)) @ weight
         blocks = as_blocks(rotations)
-        grad_x, grad_blocks = rotate_rows_backward(_rows(x), grad_rotated, blocks, False)
+        grad_x, grad_blocks = rotate_rows_backward(as_rows(x), grad_rotated, blocks, False)
         return grad_x.view(x.shape), _gradient(rotations, blocks, grad_blocks)
 
 
 @_linear_backward.register_fake
 def _(x: Tensor, grad: Tensor, weight: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
-    contiguous = torch.contiguous_format
-    return torch.empty_like(x, memory_format=contiguous), torch.empty_like(rotations, memory_format=contiguous)
+    grad_x, grad_rotations = contiguous_like(x, rotations)
+    return grad_x, grad_rotations
 
 
 def _save_linear(ctx: Any, inputs: Any, output: Any) -> None:

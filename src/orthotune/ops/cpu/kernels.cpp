@@ -15,7 +15,7 @@ namespace {
 constexpr int K = 16;      // coordinates a block of rotations acts on: one cache line of float32
 constexpr int LEVELS = 4;  // log2 K rounds
 
-using real = REAL;         // float or double, chosen by the compiler's command line
+using real = REAL;  // float or double, chosen by the compiler's command line
 typedef real vec __attribute__((vector_size(K * sizeof(real)), aligned(sizeof(real))));
 
 vec load(const real* from) {

@@ -368,7 +368,7 @@ def rotate(x: Tensor, blocks: Tensor, transpose: bool) -> Tensor:
 
     Args:
         x: (T, D), contiguous, of any floating dtype; T may be 0.
-        blocks: (D - 1, 2, 2), float32 or float64, contiguous, in the order of :func:`orthotune.ops.givens.rounds`;
+        blocks: (D - 1, 2, 2), float32 or float64, contiguous, in the order of :func:`orthotune.ops.staged.rounds`;
             the arithmetic is done in its dtype.
         transpose: apply R^T.
 
