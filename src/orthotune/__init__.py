@@ -1,20 +1,19 @@
-"""Fine-tune a large pre-trained model with a few thousand numbers: GOFT, RLRR and AOFT as native PEFT tuners.
+"""Fine-tune a large pre-trained model with a few thousand numbers: GOFT, RLRR, AOFT and their family as PEFT tuners.
 
-Importing this package registers the three methods with PEFT; from then on ``peft.get_peft_model``,
-``PeftModel.from_pretrained`` and everything else of PEFT work on them as on LoRA.
+Importing this package registers the methods with PEFT; from then on ``peft.get_peft_model``,
+``PeftModel.from_pretrained`` and everything else of PEFT work on them as on LoRA. The configuration of every method in
+:data:`orthotune.methods.METHODS` that has a tuner here is an attribute of this package: ``orthotune.GOFTConfig``, ...
 """
+
+from typing import Any
 
 from orthotune.diagnostics import orthogonality_defect, regularization_loss
 from orthotune.errors import InputError
-from orthotune.tuners import (
-    AOFTConfig,
-    AOFTModel,
-    GOFTConfig,
-    GOFTModel,
-    RLRRConfig,
-    RLRRModel,
-    split_fused_projections,
-)
+from orthotune.methods import METHODS
+from orthotune.tuners import split_fused_projections
+from orthotune.tuners.aoft import AOFTConfig, AOFTModel
+from orthotune.tuners.goft import GOFTConfig, GOFTModel
+from orthotune.tuners.rlrr import RLRRConfig, RLRRModel
 
 __version__ = "0.1.0"
 
@@ -31,3 +30,14 @@ __all__ = [
     "regularization_loss",
     "split_fused_projections",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for method in METHODS.values():
+        if method.is_own and method.config.endswith(f":{name}"):
+            return method.config_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *(m.config.partition(":")[2] for m in METHODS.values() if m.is_own)})

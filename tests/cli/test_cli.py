@@ -247,7 +247,7 @@ def test_methods_and_help_list_the_adapter_fields(method: str, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         main(["fit", "--method", method, "--help"])
     shown = capsys.readouterr().out
-    has_adapter = METHODS[method].config is not None
+    has_adapter = METHODS[method].is_adapter
     assert ("exclude_modules" in listed) == ("exclude_modules" in shown) == has_adapter
 
 

@@ -16,7 +16,7 @@ from orthotune.training import evaluate, fit, merge, predict
 from orthotune.training.run import open_run
 from training.tiny import config, write_digits
 
-ADAPTERS = [name for name, method in METHODS.items() if method.config]
+ADAPTERS = [name for name, method in METHODS.items() if method.is_adapter]
 
 
 @pytest.mark.parametrize("method", METHODS)

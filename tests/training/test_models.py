@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from orthotune.errors import InputError
-from orthotune.methods import METHODS, adapter_fields, adapter_values
+from orthotune.fields import adapter_fields, adapter_values
+from orthotune.methods import METHODS
 from orthotune.models import adapt, build_classifier
 from orthotune.models.build import Classifier
 from orthotune.models.targets import SETS, resolve_targets
@@ -49,7 +50,7 @@ def test_adapted_layers_are_exactly_those_of_the_set(targets: str) -> None:
     assert layers == {f"base_model.model.blocks.{i}.{n}" for i in range(2) for n in names}
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].config])
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].is_adapter])
 def test_an_adapter_starts_as_a_no_op(method: str) -> None:
     classifier = tiny()
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -98,7 +99,7 @@ def test_a_value_of_another_type_is_refused(method: str, field: str, value: obje
     assert str(caught.value) == f"--adapter.{field} is {value!r}, which is not {expected}"
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].config])
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].is_adapter])
 def test_every_default_passes_its_own_check(method: str) -> None:
     fields = adapter_fields(method)
     assert "target_modules" in fields

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2Model
 
 import orthotune
 from orthotune.tuners.fused import FusedProjection
-from tuners.cases import CONFIGS, config
+from tuners.cases import LINEAR, config
 
 
 def tiny_vit() -> nn.Module:
@@ -50,7 +50,7 @@ def separate_vit() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", LINEAR)
 def test_parts_are_as_if_they_were_separate_layers(name: str) -> None:
     x = torch.randn(2, 3, 16, 16)
     models = []

@@ -78,7 +78,7 @@ def test_outputs_of_any_kind(kind: str) -> None:
     assert add_to_loss((logits, logits), torch.tensor(0.5), has_labels=False)[0] is logits
 
 
-@pytest.mark.parametrize("name", ["goft", "qgoft", "goft-3-trees", "aoft"])
+@pytest.mark.parametrize("name", ["goft", "qgoft", "goft-num_trees=3", "aoft"])
 def test_defect_against_the_dense_matrices(name: str) -> None:
     model, _ = model_and_input("linear")
     adapted = peft.get_peft_model(model, config(name, target_modules=["first"], init_weights=False))

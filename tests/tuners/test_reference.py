@@ -11,7 +11,9 @@ import reference
 from orthotune.tuners.aoft import AOFTLayer
 from orthotune.tuners.goft import GOFTLayer
 from orthotune.tuners.layer import AdapterLayer
-from tuners.cases import CONFIGS, config
+from tuners.cases import CONFIGS, config, method_of
+
+DENSE = [name for name in CONFIGS if method_of(name) in ("goft", "qgoft", "rlrr", "aoft")]
 
 
 def dense_layer(layer: AdapterLayer, weight: torch.Tensor, bias: torch.Tensor, leaves: dict[str, torch.Tensor]):
@@ -46,7 +48,7 @@ def dense_layer(layer: AdapterLayer, weight: torch.Tensor, bias: torch.Tensor, l
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", reference.WIDTHS)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", DENSE)
 def test_output_merged_weight_and_gradients(name: str, width: int, dtype: torch.dtype) -> None:
     if width == 3072 and (CONFIGS[name][1].get("num_trees", 1) > 1 or dtype is torch.float16):
         pytest.skip("covered at the other widths; the dense reference of this one takes minutes")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from orthotune.cli.parser import Parser
-from orthotune.methods import METHODS, TARGETS_HELP, adapter_fields, type_text
+from orthotune.fields import TARGETS_HELP, adapter_fields, type_text
+from orthotune.methods import METHODS
 from orthotune.training.config import FitConfig, flag, read_yaml
 from orthotune.training.run import RunFolder
 
@@ -46,13 +47,15 @@ def build_parser(method: str | None = None) -> Parser:
     parser.option(run, "--resume", bool, False, "continue the run in --out (its settings are the defaults)")
     parser.option(run, "--overwrite", bool, False, "replace the run in --out")
     parser.option(run, "--quiet", bool, False, "no progress bars and messages")
-    if method in METHODS and METHODS[method].config is not None:
+    if method in METHODS and adapter_fields(method):
         parser.epilog = _adapter_help(method)
     return parser
 
 
 def _adapter_help(method: str) -> str:
-    lines = [f"adapter fields of {method} (--adapter.NAME VALUE):", *textwrap.wrap(TARGETS_HELP, 96)]
+    lines = [f"adapter fields of {method} (--adapter.NAME VALUE):"]
+    if METHODS[method].is_adapter:
+        lines += textwrap.wrap(TARGETS_HELP, 96)
     for name, (hint, default, text) in adapter_fields(method).items():
         lines.append(f"  {name} ({type_text(hint)}) [{'null' if default is None else default}]")
         lines += textwrap.wrap(textwrap.shorten(text, 200), 90, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -12,7 +12,8 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from orthotune.errors import InputError
-from orthotune.methods import near, type_text
+from orthotune.fields import type_text
+from orthotune.methods import near
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

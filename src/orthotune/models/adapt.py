@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from orthotune.errors import InputError
-from orthotune.methods import adapter_values, get_method
+from orthotune.fields import adapter_values
+from orthotune.methods import get_method
 from orthotune.models.build import Classifier
 from orthotune.models.targets import is_set, resolve_targets
-from orthotune.models.weights import check_finite, in_modules, read_state_dict
+from orthotune.models.weights import check_finite, read_state_dict
 
 #: What the methods without an adapter (linear, full) save: the tensors that training changed.
 TRAINED_FILE = "model.safetensors"
@@ -35,12 +36,18 @@ class AdaptedModel:
         return self.classifier.logits(self.module, images)
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """The tensors that training changes, by name (not copies): parameters, and for ``full`` buffers too."""
+        """The tensors that training changes, by name (not copies): parameters, and buffers next to them."""
         tensors: dict[str, Tensor] = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-        if get_method(self.method).trains == "all":
-            persistent = self.module.state_dict().keys()
-            tensors.update((n, b) for n, b in self.module.named_buffers() if n in persistent)
+        persistent = self.module.state_dict().keys()
+        tensors.update((n, b) for n, b in self.module.named_buffers() if n in persistent and self._trains_around(n))
         return tensors
+
+    def _trains_around(self, buffer: str) -> bool:
+        """Whether every parameter next to a buffer (a running statistic) is trained, so that it changes too."""
+        name = buffer.rpartition(".")[0]
+        while name and next(self.module.get_submodule(name).parameters(), None) is None:
+            name = name.rpartition(".")[0]
+        return all(p.requires_grad for p in self.module.get_submodule(name).parameters())
 
     def load_trained_tensors(self, state: Mapping[str, Tensor]) -> None:
         """Copy ``state`` (as ``trained_tensors`` gives) into the model."""
@@ -58,10 +65,8 @@ class AdaptedModel:
     def train(self) -> None:
         """Training mode, with the running statistics of frozen batch norms left alone."""
         self.module.train()
-        if get_method(self.method).trains == "all":
-            return
-        for module in self.module.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+        for name, module in self.module.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not self._trains_around(f"{name}.running_mean"):
                 module.eval()
 
 
@@ -72,18 +77,18 @@ def adapt(classifier: Classifier, method: str, values: Mapping[str, Any], seed: 
     """
     entry = get_method(method)
     arguments = adapter_values(method, values)
-    if entry.config is None:
-        for name, parameter in classifier.module.named_parameters():
-            parameter.requires_grad_(entry.trains == "all" or in_modules(name, classifier.head))
+    torch.manual_seed(seed)
+    if not entry.is_adapter:
+        selection: Any = entry.config_class()(**arguments)
+        selection.apply(classifier)
         return AdaptedModel(classifier, method, classifier.module)
     targets = arguments.get("target_modules") or entry.targets
-    if is_set(targets):
+    if targets is not None and is_set(targets):
         targets, excluded = resolve_targets(classifier.module, targets, classifier.head)
         if excluded and not arguments.get("exclude_modules"):
             arguments["exclude_modules"] = excluded
     arguments["target_modules"] = targets
     arguments["modules_to_save"] = sorted({*(arguments.get("modules_to_save") or ()), *classifier.head})
-    torch.manual_seed(seed)
     try:
         config = entry.config_class()(**arguments)
         module = _peft_model(classifier.module, config)
@@ -106,7 +111,7 @@ def _peft_model(module: nn.Module, config: Any) -> nn.Module:
 def save_trained(model: AdaptedModel, folder: Path) -> None:
     """Write what was trained into ``folder``: PEFT's format for an adapter, else ``model.safetensors``."""
     check_finite(model.trained_tensors(), "the trained model")
-    if get_method(model.method).config is not None:
+    if get_method(model.method).is_adapter:
         with warnings.catch_warnings():
             # PEFT looks for a base model's config on the hub; a timm model has none.
             warnings.filterwarnings("ignore", category=UserWarning, module="peft")
@@ -117,11 +122,14 @@ def save_trained(model: AdaptedModel, folder: Path) -> None:
     save_file(tensors, folder / TRAINED_FILE, metadata={"format": "pt"})
 
 
-def load_trained(classifier: Classifier, method: str, folder: Path) -> AdaptedModel:
-    """The classifier with what ``save_trained`` wrote; InputError for another method or architecture, or NaN."""
+def load_trained(classifier: Classifier, method: str, values: Mapping[str, Any], folder: Path) -> AdaptedModel:
+    """The classifier with what ``save_trained`` wrote of ``method`` with the settings ``values``.
+
+    InputError for another method or architecture, or NaN.
+    """
     entry = get_method(method)
-    if entry.config is None:
-        model = adapt(classifier, method, {})
+    if not entry.is_adapter:
+        model = adapt(classifier, method, values)
         model.load_trained_tensors(read_state_dict(folder / TRAINED_FILE))
         check_finite(model.trained_tensors(), str(folder / TRAINED_FILE))
         return model

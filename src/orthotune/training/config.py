@@ -14,7 +14,8 @@ from typing import Any, Literal
 import yaml
 
 from orthotune.errors import InputError
-from orthotune.methods import METHODS, get_method, near, parse_value
+from orthotune.fields import parse_value
+from orthotune.methods import METHODS, get_method, near
 
 #: Fields that may differ between a run and its continuation: they do not change the result.
 RUNTIME_FIELDS = frozenset({"num_workers", "cache_mb", "out"})

@@ -47,6 +47,11 @@ def merge(run: str | Path, out: str | Path, *, weights: str | None = None, overw
         hint = "add --overwrite or give another --out" if (out / "config.json").is_file() else "give another --out"
         raise InputError(f"--out {str(out)!r} already exists: {hint}")
     finished = open_run(run, weights=weights)
+    if getattr(get_method(finished.config.method).config_class(), "changes_architecture", False):
+        raise InputError(
+            f"method {finished.config.method!r} changes the architecture, so timm and transformers have no plain model "
+            "to load its weights: use the run itself with orthotune evaluate and predict"
+        )
     module, difference = merged_module(finished.model, finished.config.seed)
     with new_folder(out) as folder:
         if finished.model.classifier.library == "timm":
@@ -69,7 +74,7 @@ def merged_module(model: AdaptedModel, seed: int = 0) -> tuple[nn.Module, float]
     images = images.to(next(adapted.parameters()).device)
     with torch.no_grad():
         before = classifier.logits(adapted, images)
-        plain = _unload(adapted) if get_method(model.method).config is not None else adapted
+        plain = _unload(adapted) if get_method(model.method).is_adapter else adapted
         after = classifier.logits(plain.eval(), images)
     check_finite(plain.state_dict(), "the merged model")
     difference = _relative(before, after)

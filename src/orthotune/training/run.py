@@ -114,7 +114,8 @@ def open_run(root: str | Path, *, weights: str | None = None) -> FinishedRun:
             f"(sha256 {found[:12]}, was {metrics.base_sha256[:12]}); give the right file with --weights"
         )
     classifier.preprocessing = Preprocessing.from_dict(metrics.preprocessing)
-    return FinishedRun(folder, config, metrics, load_trained(classifier, config.method, folder.trained), classes)
+    model = load_trained(classifier, config.method, config.adapter, folder.trained)
+    return FinishedRun(folder, config, metrics, model, classes)
 
 
 def build(config: FitConfig, classes: list[str], *, weights: str | None = None) -> Classifier:

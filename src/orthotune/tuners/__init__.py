@@ -1,21 +1,12 @@
-"""GOFT, RLRR and AOFT as PEFT tuners. Importing this package registers them with PEFT."""
+"""The methods as PEFT tuners. Importing this package imports all in the registry, each of which registers with PEFT."""
 
-from orthotune.tuners._registration import register
-from orthotune.tuners.aoft import AOFTConfig, AOFTModel
+from importlib import import_module
+
+from orthotune.methods import METHODS
 from orthotune.tuners.fused import split_fused_projections
-from orthotune.tuners.goft import GOFTConfig, GOFTModel
-from orthotune.tuners.rlrr import RLRRConfig, RLRRModel
 
-__all__ = [
-    "AOFTConfig",
-    "AOFTModel",
-    "GOFTConfig",
-    "GOFTModel",
-    "RLRRConfig",
-    "RLRRModel",
-    "split_fused_projections",
-]
+__all__ = ["split_fused_projections"]
 
-register("goft", GOFTConfig, GOFTModel)
-register("rlrr", RLRRConfig, RLRRModel)
-register("aoft", AOFTConfig, AOFTModel)
+for _method in METHODS.values():
+    if _method.is_own:
+        import_module(_method.config.partition(":")[0])

@@ -35,3 +35,8 @@ def register(name: str, config_cls: type[Any], model_cls: type[Any]) -> None:
         for table in (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING):
             table.pop(member, None)
     register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
+
+
+def tuner_of(config_cls: type[Any]) -> type[Any]:
+    """Return the tuner class that PEFT uses for a configuration class."""
+    return PEFT_TYPE_TO_TUNER_MAPPING[config_cls().peft_type]

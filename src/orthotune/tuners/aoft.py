@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orthotune.ops import approx_orthogonal
 from orthotune.ops.precision import layer_dtype
-from orthotune.tuners._registration import peft_type
+from orthotune.tuners._registration import peft_type, register
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost
 from orthotune.tuners.layer import AdapterLayer
@@ -146,3 +146,6 @@ class AOFTModel(AdapterModel):
         LinearHost: AOFTLinear,
         Conv2dHost: AOFTConv2d,
     }
+
+
+register("aoft", AOFTConfig, AOFTModel)

@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 
 @dataclass
 class AdapterConfig(PeftConfig):
-    """Fields common to GOFT, RLRR and AOFT; their meaning is PEFT's.
+    """Fields common to all methods; their meaning is PEFT's.
 
     Raises :class:`orthotune.errors.InputError`, a ValueError, for a value out of range.
     """
@@ -71,6 +71,11 @@ class AdapterConfig(PeftConfig):
                 f"{FORMAT_VERSION}: upgrade orthotune to use it"
             )
         self.check_choice("bias", ("none", "all", f"{self.method}_only"))
+
+    @property
+    def starts_as_no_op(self) -> bool:
+        """Whether the adapted model starts as the model it was made from."""
+        return getattr(self, "init_weights", True) is True
 
     @property
     def method(self) -> str:

@@ -25,6 +25,13 @@ FUSED_PARTS: dict[str, tuple[str, ...]] = {
     "qk": ("q", "k"),
 }
 
+# last names of the layers that take the attention's input, fused or not
+ATTENTION_INPUTS = frozenset(
+    {*FUSED_PARTS, "q", "k", "v"}
+    | {f"{prefix}{part}{suffix}" for part in "qkv" for prefix, suffix in (("", "_proj"), ("", "_lin"), ("to_", ""))}
+    | {"query", "key", "value", "query_proj", "key_proj", "value_proj"}
+)
+
 
 class FusedProjection(nn.Module):
     """The parts of a fused linear layer, run side by side: (..., D) -> (..., sum of the parts' outputs)."""
@@ -48,9 +55,10 @@ class FusedProjection(nn.Module):
                 layer: nn.Linear | Conv1D = Conv1D(out_features, in_features)
             else:
                 layer = nn.Linear(in_features, out_features, bias=bias is not None)
-        layer.weight = weight
+        # past register_parameter, which low_cpu_mem_usage patches to throw the values away
+        layer._parameters["weight"] = weight
         if bias is not None:
-            layer.bias = bias
+            layer._parameters["bias"] = bias
         return layer
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from orthotune.errors import InputError
 from orthotune.ops import givens
 from orthotune.ops.precision import layer_dtype
 from orthotune.ops.rotation import rotated_linear
-from orthotune.tuners._registration import peft_type
+from orthotune.tuners._registration import peft_type, register
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost
 from orthotune.tuners.layer import AdapterLayer
@@ -226,3 +226,6 @@ def add_to_loss(output: Any, value: Tensor | None, has_labels: bool) -> Any:
         return replace(output, loss=loss)
     output.loss = loss
     return output
+
+
+register("goft", GOFTConfig, GOFTModel)

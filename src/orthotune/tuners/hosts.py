@@ -99,6 +99,8 @@ class Conv2dHost(AdapterLayer):
     The adapted kernel is built once a forward pass; stride, padding and dilation are the base layer's own.
     """
 
+    channels_first = True
+
     @classmethod
     def matrix_shape(cls, base_layer: Any) -> tuple[int, int]:
         out, *rest = base_layer.weight.shape
@@ -132,8 +134,7 @@ class NormHost(AdapterLayer):
         return matrix[:, 0]
 
     @property
-    def channels_first(self) -> bool:
-        """Whether the channels are dimension 1 of the output rather than the last."""
+    def channels_first(self) -> bool:  # type: ignore[override]
         base = self.get_base_layer()
         return isinstance(base, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) or type(base).__name__.endswith("2d")
 

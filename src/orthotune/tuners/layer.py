@@ -10,7 +10,7 @@ Several active adapters act one after the other on the weight, in the order of `
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,6 +33,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         base_layer: the frozen layer.
         adapter_options: the configuration of each adapter, by name.
         in_features, out_features: D and n of the base weight seen as a matrix.
+        channels_first: whether the channels are dimension 1 of the output rather than the last.
     """
 
     method: ClassVar[str]
@@ -40,6 +41,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     in_features: int
     out_features: int
+    channels_first: bool = False
 
     if TYPE_CHECKING:  # parameters by name are ParameterDicts, PEFT's attributes are untyped
         _active_adapter: str | list[str]
@@ -59,6 +61,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         # what merging replaced, so that unmerging gives back the same bits: weight, bias, checksum of the merged weight
         self._before_merge: tuple[Tensor, Tensor | None, int] | None = None
         self._merged_weight = MergedWeight()
+        self._holders: dict[tuple[str, str], AdapterLayer] = {}  # of parameters shared with other layers
+        self.shared: dict[Hashable, AdapterLayer] = {}  # see :meth:`share`
 
     # What a host supplies
 
@@ -97,6 +101,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Return b* (n,) for the bias b."""
         return bias
 
+    def adapt(self, matrix: Tensor, bias: Tensor | None, adapter: str) -> tuple[Tensor, Tensor | None]:
+        """Return W* and b*; for a method whose b* depends on W."""
+        return self.adapt_matrix(matrix, adapter), self.adapt_bias(bias, adapter)
+
+    def merge_obstacle(self, adapter: str) -> str | None:
+        """Say why an adapter cannot be merged into the layer; None if it can."""
+        return None
+
     # Shared by all
 
     def update_layer(self, adapter_name: str, config: AdapterConfig) -> None:
@@ -107,13 +119,25 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def share(self, name: str, adapter: str, group: Hashable, make: Callable[[], Tensor]) -> None:
+        """Give the adapter a parameter that all layers of ``group`` have in common: the first of them holds it.
+
+        ``shared``, which all layers of one model refer to, says which layer that is.
+        """
+        key = name, adapter, group
+        holder = self.shared.get(key)
+        if holder is None or adapter not in getattr(holder, name):
+            holder = self.shared[key] = self
+            getattr(self, name)[adapter] = nn.Parameter(make())
+        self._holders[name, adapter] = holder
+
     def own_adapters(self, names: list[str]) -> list[str]:
         """Those of ``names`` that this layer has, in order."""
         return [name for name in names if name in self.adapter_options]
 
     def parameter(self, name: str, adapter: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return an adapter's parameter in the dtype to compute in: at least float32, wider if ``dtype`` is."""
-        value = getattr(self, name)[adapter]
+        value = getattr(self._holders.get((name, adapter), self), name)[adapter]
         wanted = compute_dtype(value.dtype)
         return value.to(wanted if dtype is None else torch.promote_types(wanted, dtype))
 
@@ -125,8 +149,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         bias = getattr(base, "bias", None)
         bias = None if bias is None else bias.to(matrix.dtype)
         for adapter in adapters:
-            matrix = self.adapt_matrix(matrix, adapter)
-            bias = self.adapt_bias(bias, adapter)
+            matrix, bias = self.adapt(matrix, bias, adapter)
         return self.from_matrix(matrix), bias
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -142,7 +165,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         adapters = [] if self.disable_adapters else self.own_adapters(self.active_adapters)
         if self.merged or not adapters:
             return self.base_layer(x, *args, **kwargs)
-        if self.may_keep_merged():
+        if self.may_keep_merged() and not any(map(self.merge_obstacle, adapters)):
             return self.merged_forward(x, adapters)
         return self.adapted_forward(x, adapters, *args, **kwargs)
 
@@ -164,8 +187,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return torch.cat(parts)[torch.tensor(order, device=x.device).argsort()] if parts else self.base_layer(x)
 
     def adapter_tensors(self, adapter: str) -> list[Tensor]:
-        """Return all tensors of an adapter in this layer, parameters and buffers."""
-        stores = (getattr(self, name) for name in (*self.adapter_layer_names, *self.other_param_names))
+        """Return all tensors of an adapter in this layer, parameters and buffers, shared ones too."""
+        names = (*self.adapter_layer_names, *self.other_param_names)
+        stores = (getattr(self._holders.get((name, adapter), self), name) for name in names)
         return [store[adapter] for store in stores if adapter in store and isinstance(store[adapter], Tensor)]
 
     def may_keep_merged(self) -> bool:
@@ -182,6 +206,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             self._merged_weight.clear()
         return super().train(mode)
 
+    def check_mergeable(self, adapters: list[str]) -> None:
+        """Raise InputError if one of the adapters has no merged form."""
+        for adapter in adapters:
+            if obstacle := self.merge_obstacle(adapter):
+                raise InputError(f"adapter {adapter!r} cannot be merged into layer {self.module_name!r}: {obstacle}")
+
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the adapters into the base weight. The weight before is kept, so :meth:`unmerge` is exact.
@@ -190,11 +220,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             safe_merge: refuse a result that is not finite, leaving the layer as it was.
             adapter_names: which adapters; by default the active ones.
 
-        Raises ValueError if ``safe_merge`` finds a NaN or an infinity.
+        Raises InputError, a ValueError, if an adapter has no merged form or ``safe_merge`` finds a NaN or an infinity.
         """
         adapters = self.own_adapters(check_adapters_to_merge(self, adapter_names))
         if not adapters:
             return
+        self.check_mergeable(adapters)
         if isinstance(self.base_layer, BaseTunerLayer) and not self.base_layer.merged:
             # another method's adapter lies beneath this one, which acts on its result
             self.base_layer.merge(safe_merge=safe_merge)

@@ -34,7 +34,7 @@ DEFAULT_TARGETS: dict[str, list[str] | str] = {
 
 
 class AdapterModel(BaseTuner):
-    """Base of the three tuners; a method supplies its layer classes, one for each host it supports."""
+    """Base of the tuners; a method supplies its layer classes, one for each host it supports."""
 
     layer_classes: ClassVar[dict[type[AdapterLayer], type[AdapterLayer]]]
     target_module_mapping = DEFAULT_TARGETS
@@ -96,10 +96,13 @@ class AdapterModel(BaseTuner):
     ) -> None:
         if isinstance(target, nn.Identity):
             return  # a layer this model leaves out, such as the norm of timm's patch embedding
+        shared: dict[Any, AdapterLayer] = self.__dict__.setdefault("_shared", {})
         if isinstance(target, self.tuner_layer_cls):
+            target.shared = shared
             target.update_layer(adapter_name, peft_config)
             return
         layer = self.layer_class(target, current_key)(target, current_key)
+        layer.shared = shared
         if peft_config.fan_in_fan_out and isinstance(layer.get_base_layer(), nn.Linear):
             warnings.warn(
                 "fan_in_fan_out is set to True but the target module is `torch.nn.Linear`. Setting fan_in_fan_out to "
@@ -112,6 +115,27 @@ class AdapterModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """See PEFT; InputError before any layer is changed if an adapter has no merged form."""
+        self._check_mergeable(adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:
+            self._check_mergeable(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    def _check_mergeable(self, adapter_names: list[str] | None) -> None:
+        for layer in self.model.modules():
+            if isinstance(layer, AdapterLayer):
+                layer.check_mergeable(layer.own_adapters(adapter_names or layer.active_adapters))
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

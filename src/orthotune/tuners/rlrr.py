@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from orthotune.errors import InputError
 from orthotune.ops import rescaling
 from orthotune.ops.precision import layer_dtype
-from orthotune.tuners._registration import peft_type
+from orthotune.tuners._registration import peft_type, register
+from orthotune.tuners.affine import AffineLayer, ShiftLayer, warn_of_layers_without_shift
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost, NormHost
 from orthotune.tuners.layer import AdapterLayer
@@ -68,7 +68,7 @@ class RLRRConfig(AdapterConfig):
             )
 
 
-class RLRRLayer(AdapterLayer):
+class RLRRLayer(ShiftLayer):
     """Low-rank rescaling of a layer's weight, and a shift of its bias."""
 
     method = "rlrr"
@@ -84,15 +84,8 @@ class RLRRLayer(AdapterLayer):
             self.rlrr_left[adapter_name] = nn.Parameter(left)
         if right is not None:
             self.rlrr_right[adapter_name] = nn.Parameter(right)
-        self._create_shift(adapter_name, config)
-
-    def _create_shift(self, adapter_name: str, config: RLRRConfig) -> None:
-        bias = getattr(self.get_base_layer(), "bias", None)
-        if config.shift and bias is not None:
-            shift = torch.zeros(bias.shape)
-            self.rlrr_shift[adapter_name] = nn.Parameter(
-                shift.normal_(std=0.2) if config.init_weights is False else shift
-            )
+        if config.shift:
+            self.create_shift(adapter_name, config.init_weights is False)
 
     def factors(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return S_left (D, r) and S_right (r, n), ones for a side that is off."""
@@ -111,11 +104,6 @@ class RLRRLayer(AdapterLayer):
         if not config.multiply_base:
             return matrix + right.T @ left.T
         return rescaling.rescale_weight(matrix, left, right, config.residual)
-
-    def adapt_bias(self, bias: Tensor | None, adapter: str) -> Tensor | None:
-        if bias is None or adapter not in self.rlrr_shift:
-            return bias
-        return bias + self.parameter("rlrr_shift", adapter, bias.dtype)
 
 
 class RLRRLinear(RLRRLayer, LinearHost):
@@ -186,8 +174,8 @@ class RLRRConv2d(RLRRLayer, Conv2dHost):
         return matrix.reshape(out, height, channels, width).permute(0, 2, 1, 3)
 
 
-class RLRRNorm(RLRRLayer, NormHost):
-    """y * s + f on a norm's output (SSF, Lian et al., NeurIPS 2022); s is ``rlrr_right`` (1, n), f ``rlrr_shift``."""
+class RLRRNorm(AffineLayer, RLRRLayer, NormHost):
+    """y * s + f on a norm's output; s is ``rlrr_right`` (1, n), f ``rlrr_shift`` (n,)."""
 
     @classmethod
     def check(cls, config: RLRRConfig, module_name: str, in_features: int, out_features: int) -> None:
@@ -198,24 +186,11 @@ class RLRRNorm(RLRRLayer, NormHost):
         if config.init_weights is False:
             scale = scale + 0.2 * torch.randn_like(scale)
         self.rlrr_right[adapter_name] = nn.Parameter(scale)
-        self._create_shift(adapter_name, config)
+        if config.shift:
+            self.create_shift(adapter_name, config.init_weights is False)
 
-    def adapt_matrix(self, matrix: Tensor, adapter: str) -> Tensor:
-        return matrix * self.parameter("rlrr_right", adapter, matrix.dtype).T
-
-    def adapt_bias(self, bias: Tensor | None, adapter: str) -> Tensor | None:
-        if bias is None:
-            return None
-        return super().adapt_bias(bias * self.parameter("rlrr_right", adapter, bias.dtype)[0], adapter)
-
-    def adapted_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        y = self.base_layer(x, *args, **kwargs)
-        shape = (1, -1, *[1] * (y.ndim - 2)) if self.channels_first else (-1,)
-        for adapter in adapters:
-            y = y * self.parameter("rlrr_right", adapter).to(y.dtype).view(shape)
-            if adapter in self.rlrr_shift:
-                y = y + self.parameter("rlrr_shift", adapter).to(y.dtype).view(shape)
-        return y
+    def gain(self, adapter: str, dtype: torch.dtype | None = None) -> Tensor:
+        return self.parameter("rlrr_right", adapter, dtype)[0]
 
 
 class RLRRModel(AdapterModel):
@@ -239,16 +214,8 @@ class RLRRModel(AdapterModel):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """See PEFT; warns once about the layers whose shift is left out."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        if not self.peft_config[adapter_name].shift:
-            return
-        layers = [m for m in model.modules() if isinstance(m, RLRRLayer) and adapter_name in m.adapter_options]
-        bare = [layer.module_name for layer in layers if adapter_name not in layer.rlrr_shift]
-        if bare:
-            warnings.warn(
-                f"RLRR: {len(bare)} of {len(layers)} layers have no bias, so they get no shift, which could not be "
-                f"merged: {', '.join(bare[:4])}{', ...' if len(bare) > 4 else ''}. shift=False leaves it out of all",
-                stacklevel=2,
-            )
+        if self.peft_config[adapter_name].shift:
+            warn_of_layers_without_shift(model, adapter_name)
 
 
 def _start(config: RLRRConfig, in_features: int, out_features: int) -> tuple[Tensor | None, Tensor | None]:
@@ -287,3 +254,6 @@ def _start(config: RLRRConfig, in_features: int, out_features: int) -> tuple[Ten
         # the product itself is the gain, so the no-op is a product of ones; the further ranks start as above
         left[:, 0], right[0] = (1.0, 1.0) if config.init_weights is True else (left[:, 0] + 1, right[0] + 1)
     return left if config.left else None, right if config.right else None
+
+
+register("rlrr", RLRRConfig, RLRRModel)
