@@ -116,7 +116,8 @@ METHODS: dict[str, Method] = {
     "hra": Method("Householder reflections (PEFT)", 3e-3, "peft:HRAConfig"),
     "vera": Method("Low-rank update with random projections shared by all layers (PEFT)", 1e-2, "peft:VeraConfig"),
     "ia3": Method(
-        "Scales of keys, values and the FFN's inner activations (PEFT)", 1e-2, "peft:IA3Config", "kv+mlp-out"
+        "Scales of keys, values and the FFN's inner activations (PEFT)", 1e-2, "peft:IA3Config", "kv+mlp-out",
+        {"feedforward_modules": "mlp-out"},
     ),
     "ln-tuning": Method("The normalisations (PEFT)", 3e-3, "peft:LNTuningConfig", "norms"),
     "linear": Method("Linear probe: the head alone", 3e-3, "orthotune.models.selection:LinearProbe"),

@@ -1,61 +1,42 @@
-"""Our configurations in the form of PEFT's lists of cases."""
+"""The registry's methods in the form of PEFT's lists of cases, where they are put on single layers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from orthotune import AOFTConfig, GOFTConfig, RLRRConfig
+from orthotune.errors import InputError
+from orthotune.tuners._registration import tuner_of
+from orthotune.tuners.hosts import Conv2dHost, LinearHost, NormHost
+from tuners import cases as tuner_cases
 
 Case = tuple[str, str, type, dict[str, Any]]
 
-CLASSES = [AOFTConfig, GOFTConfig, RLRRConfig]
 
-# AOFT's r is at most the smallest width of PEFT's little models, which is 2
-METHODS: dict[str, tuple[type, dict[str, Any]]] = {
-    "GOFT": (GOFTConfig, {}),
-    "qGOFT": (GOFTConfig, {"quasi": True}),
-    "RLRR": (RLRRConfig, {}),
-    "AOFT": (AOFTConfig, {"r": 2}),
+def _narrow(case: tuple[type, dict[str, Any]]) -> tuple[type, dict[str, Any]]:
+    """Return the case with ranks for PEFT's little models, whose widths go down to 2."""
+    config_cls, options = case
+    return config_cls, {key: min(value, 2) if type(value) is int else value for key, value in options.items()}
+
+
+METHODS = {name: _narrow(tuner_cases.CONFIGS[name]) for name in tuner_cases.OWN if name in tuner_cases.LINEAR}
+OPTIONS = {
+    name: _narrow(tuner_cases.CONFIGS[name])
+    for name in tuner_cases.LINEAR
+    if name.count("=") == 1  # in combination they are tested in tests/tuners
 }
-OPTIONS: dict[str, tuple[type, dict[str, Any]]] = {
-    "GOFT output scale": (GOFTConfig, {"scale": "output"}),
-    "GOFT input scale": (GOFTConfig, {"scale": "input"}),
-    "GOFT two trees": (GOFTConfig, {"num_trees": 2}),
-    "qGOFT input scale two trees": (GOFTConfig, {"quasi": True, "scale": "input", "num_trees": 2}),
-    "RLRR r=2": (RLRRConfig, {"r": 2}),
-    "RLRR left": (RLRRConfig, {"right": False}),
-    "RLRR right": (RLRRConfig, {"left": False}),
-    "RLRR no residual": (RLRRConfig, {"residual": False}),
-    "RLRR no base": (RLRRConfig, {"multiply_base": False}),
-    "RLRR no shift": (RLRRConfig, {"shift": False}),
-    "AOFT r=1": (AOFTConfig, {"r": 1}),
-    "AOFT fixed scale": (AOFTConfig, {"r": 2, "learn_scale": False}),
-}
+CLASSES = list(dict.fromkeys(tuner_cases.CONFIGS[name][0] for name in tuner_cases.OWN))
 
 TARGETS: list[tuple[str, dict[str, Any]]] = [
     ("MLP", {"target_modules": "lin0"}),
-    ("MLP", {"target_modules": ["lin0"]}),
-    ("MLP", {"target_modules": ["lin1"]}),
     ("MLP", {"target_modules": ["lin0", "lin1"]}),
-    ("MLP", {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}),
-    ("MLP2", {"target_modules": ["lin0", "lin1"]}),
-    ("EmbConv1D", {"target_modules": ["conv1d"]}),
+    ("MLP2", {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}),
     ("EmbConv1D", {"target_modules": ["conv1d"], "modules_to_save": ["lin0"]}),
-    ("Conv2d", {"target_modules": ["conv2d"]}),
-    ("Conv2d", {"target_modules": ["conv2d", "lin0"]}),
     ("Conv2d", {"target_modules": ["conv2d"], "modules_to_save": ["lin0"]}),
     ("Conv2d2", {"target_modules": ["conv2d", "lin0"]}),
     ("Conv2d1x1", {"target_modules": ["conv2d"]}),
-]
-NORM_TARGETS = [
-    ("MLP_LayerNorm", {"target_modules": ["layernorm0", "layernorm1"]}),
     ("MLP_LayerNorm", {"target_modules": ["layernorm0", "lin0", "lin1"]}),
 ]
-OPTION_TARGETS = [
-    ("MLP", {"target_modules": ["lin0", "lin1"]}),
-    ("EmbConv1D", {"target_modules": ["conv1d"]}),
-    ("Conv2d", {"target_modules": ["conv2d", "lin0"]}),
-]
+OPTION_TARGETS = [("MLP", {"target_modules": ["lin0", "lin1"]}), ("Conv2d", {"target_modules": ["conv2d"]})]
 
 
 def _name(method: str, model: str, options: dict[str, Any]) -> str:
@@ -73,21 +54,25 @@ def _grid(methods: dict[str, tuple[type, dict[str, Any]]], targets: list[tuple[s
     ]
 
 
+# input and output width of each model's first target, and the kind of its layers
+WIDTHS = {"EmbConv1D": (5, 1), "Conv2d1x1": (1, 10)}
+HOSTS = {"Conv2d": Conv2dHost, "Conv2d2": Conv2dHost, "Conv2d1x1": Conv2dHost, "MLP_LayerNorm": NormHost}
+
+
 def _fits(case: Case) -> bool:
-    """Whether the layers are wide enough: a rotation needs two coordinates, a rank r needs r."""
+    """Whether the method adapts layers of this kind and width: a rotation needs two coordinates, a rank r needs r."""
     _, model, config_cls, options = case
-    widths = {"EmbConv1D": (5, 1), "Conv2d1x1": (1, 10)}.get(model)
-    if widths is None:
-        return True
-    if config_cls is GOFTConfig:
-        return widths[0] >= 2
-    return min(widths) >= options.get("r", 1)
+    layer_cls = tuner_of(config_cls).layer_classes.get(HOSTS.get(model, LinearHost))
+    if layer_cls is None:
+        return False
+    try:
+        layer_cls.check(config_cls(**options), model, *WIDTHS.get(model, (2, 2)))
+    except InputError:
+        return False
+    return True
 
 
-CUSTOM_CASES: list[Case] = [
-    *(case for case in (*_grid(METHODS, TARGETS), *_grid(OPTIONS, OPTION_TARGETS)) if _fits(case)),
-    *_grid({"RLRR": METHODS["RLRR"]}, NORM_TARGETS),
-]
+CUSTOM_CASES: list[Case] = [case for case in (*_grid(METHODS, TARGETS), *_grid(OPTIONS, OPTION_TARGETS)) if _fits(case)]
 
 SEVERAL_ADAPTERS: list[tuple[str, str, type, dict[str, Any], dict[str, Any]]] = [
     (

@@ -7,7 +7,7 @@ and the tests that are not parametrised over methods but name one.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -72,14 +72,7 @@ class TestDefaultTargetModules(
 
 
 class TestRequiresGrad(retarget(suite.TestRequiresGrad, OURS)):  # type: ignore[misc]
-    """Which parameters train; besides PEFT's tests over all methods, its tests of each method, written for ours."""
-
-    PARAMETERS: ClassVar[dict[str, tuple[str, ...]]] = {
-        "GOFT": ("goft_theta",),
-        "qGOFT": ("goft_block",),
-        "RLRR": ("rlrr_left", "rlrr_right", "rlrr_shift"),
-        "AOFT": ("aoft_down", "aoft_up", "aoft_scale"),
-    }
+    """Which parameters train; besides PEFT's tests over all methods, its test of each method, written for ours."""
 
     @pytest.mark.parametrize("second", ["lin0", "lin1"])
     @pytest.mark.parametrize("method", cases.METHODS)
@@ -89,7 +82,10 @@ class TestRequiresGrad(retarget(suite.TestRequiresGrad, OURS)):  # type: ignore[
         model.add_adapter("adapter1", config_cls(target_modules=[second], **options))
 
         def names(layer: str, adapter: str) -> list[str]:
-            return [f"base_model.model.{layer}.{name}.{adapter}" for name in self.PARAMETERS[method]]
+            adapted = model.base_model.model.get_submodule(layer)
+            stores = [f"{layer}.{store}" for store in adapted.adapter_layer_names if adapter in getattr(adapted, store)]
+            assert stores
+            return [f"base_model.model.{store}.{adapter}" for store in stores]
 
         self.check_requires_grad(model, *names("lin0", "default"))
         model.set_adapter("default")

@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "class and probability of single images",
     "merge": "write the plain model with the adapter merged into its weights",
     "methods": "list the methods, or the adapter fields of one of them",
+    "parameters": "how many parameters each method trains, beside the papers' figures",
     "demo": "all methods on real images in about a minute; needs no network and no data",
 }
 

@@ -110,6 +110,13 @@ def build_classifier(
     return model
 
 
+def empty_classifier(name: str, num_classes: int) -> Classifier:
+    """The model ``name`` without weights, on the meta device: for counting its parameters."""
+    build = _build_transformers if _is_transformers(name) else _build_timm
+    with torch.device("meta"):
+        return build(name, num_classes, None, False, {})
+
+
 def _is_transformers(name: str) -> bool:
     if (Path(name) / "config.json").is_file():
         return "architectures" in json.loads((Path(name) / "config.json").read_text())

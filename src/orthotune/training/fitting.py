@@ -66,6 +66,11 @@ class FitRun:
         self._claim_folder(continues)
         self.trainer = self._build_trainer(self.model, accelerator)
         if state is not None:
+            if self.trainer.ranks.tuner is not None:
+                raise InputError(
+                    f"method {config.method!r} cannot resume: the scores of its ranks are not in the checkpoint; start "
+                    "anew with --overwrite"
+                )
             self._restore(state)
 
     def _check_same_data(self, sha256: str) -> None:

@@ -24,6 +24,7 @@ from orthotune.errors import InputError
 from orthotune.models.adapt import AdaptedModel
 from orthotune.progress import track
 from orthotune.training.config import FitConfig
+from orthotune.training.rank_allocation import RankAllocation
 from orthotune.training.optimiser import schedule, set_learning_rate
 
 Batch = tuple[Tensor, Tensor]
@@ -40,6 +41,9 @@ class Trainer:
     images: DataLoader[Batch]
     batches: EpochBatches
     step: int = 0
+
+    def __post_init__(self) -> None:
+        self.ranks = RankAllocation(self.model.module, self.config.epochs * self.steps_per_epoch)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -93,6 +97,7 @@ class Trainer:
             self.accelerator.clip_grad_norm_(list(self.model.module.parameters()), self.config.clip)
         self.optimiser.step()
         self.step += 1
+        self.ranks.after(self.step)
         return value, int(correct.item())
 
     def _logits(self, images: Tensor) -> Tensor:
