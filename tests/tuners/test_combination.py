@@ -12,15 +12,58 @@ import torch
 from torch import nn
 
 import reference
-from orthotune import AOFTConfig, GOFTConfig, InputError, RLRRConfig, orthogonality_defect, regularization_loss
+from orthotune import (
+    AOFTConfig,
+    BitFitConfig,
+    FacTConfig,
+    GOFTConfig,
+    InputError,
+    RLRRConfig,
+    SSFConfig,
+    orthogonality_defect,
+    regularization_loss,
+)
 from orthotune.tuners.goft import GOFTLayer
 from orthotune.tuners.layer import AdapterLayer
 from orthotune.tuners.rlrr import RLRRNorm
 from tuners import cases
 
-LINEAR = ["first", "norm", "second"]
+CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
+    "goft": (GOFTConfig, {}),
+    "goft-output-scale": (GOFTConfig, {"scale": "output"}),
+    "goft-input-scale": (GOFTConfig, {"scale": "input"}),
+    "goft-3-trees": (GOFTConfig, {"num_trees": 3}),
+    "qgoft": (GOFTConfig, {"quasi": True}),
+    "qgoft-output-scale": (GOFTConfig, {"quasi": True, "scale": "output"}),
+    "qgoft-norm-frozen": (GOFTConfig, {"quasi": True, "freeze": "norm"}),
+    "qgoft-angle-frozen": (GOFTConfig, {"quasi": True, "freeze": "angle"}),
+    "qgoft-composed": (
+        GOFTConfig,
+        {"quasi": True, "num_trees": 3, "permutations": [0, 0, 1], "transposed": [False, True, True]},
+    ),
+    "rlrr": (RLRRConfig, {}),
+    "rlrr-r3": (RLRRConfig, {"r": 3}),
+    "rlrr-left": (RLRRConfig, {"right": False}),
+    "rlrr-right": (RLRRConfig, {"left": False}),
+    "rlrr-no-residual": (RLRRConfig, {"residual": False}),
+    "rlrr-no-residual-r2": (RLRRConfig, {"residual": False, "r": 2}),
+    "rlrr-without-w": (RLRRConfig, {"multiply_base": False, "r": 2}),
+    "rlrr-no-shift": (RLRRConfig, {"shift": False}),
+    "aoft": (AOFTConfig, {"r": 3}),
+    "aoft-no-scale": (AOFTConfig, {"r": 3, "learn_scale": False}),
+    "aoft-2-updates-no-scale": (AOFTConfig, {"r": 3, "num_updates": 2, "learn_scale": False}),
+    "ssf": (SSFConfig, {}),
+    "ssf-no-shift": (SSFConfig, {"shift": False}),
+}
+MODELS = ["linear", "conv1d", "conv2d"]
+NORMS = ["first", "norm", "second"]
 TARGETS = {"one": ["first", "second"], "two": ["second"], "three": ["first", "second"]}  # two lacks a layer
 Adapters = dict[str, Any]
+
+
+def make_config(name: str, **kwargs: Any) -> Any:
+    cls, fields = CONFIGS[name]
+    return cls(**{**fields, **kwargs})
 
 
 def combined(
@@ -41,7 +84,7 @@ def combined(
 
 def configs(*names: str, **kwargs: Any) -> Adapters:
     adapters = zip(TARGETS, names, strict=False)
-    return {a: cases.config(n, init_weights=False, **{"target_modules": TARGETS[a], **kwargs}) for a, n in adapters}
+    return {a: make_config(n, init_weights=False, **{"target_modules": TARGETS[a], **kwargs}) for a, n in adapters}
 
 
 def layers_of(model: nn.Module) -> dict[str, AdapterLayer]:
@@ -78,15 +121,16 @@ CAT = [
     ("aoft", "aoft"),
     ("aoft", "aoft-no-scale", "aoft-2-updates-no-scale"),
     ("aoft",),
+    ("ssf", "ssf-no-shift"),
 ]
 
 
-@pytest.mark.parametrize("model_name", cases.MODELS)
+@pytest.mark.parametrize("model_name", MODELS)
 @pytest.mark.parametrize("names", CAT, ids="+".join)
-def test_cat_adds_up_the_changes(names: tuple[str, ...], model_name: str) -> None:
+def test_changes_are_added_up(names: tuple[str, ...], model_name: str) -> None:
     weights = [0.7, -1.3, 0.4][: len(names)]
     adapters = configs(*names)
-    model, x = combined(adapters, weights, "cat", model_name)
+    model, x = combined(adapters, weights, "linear" if names[0] == "ssf" else "cat", model_name)
 
     def want(layer: AdapterLayer) -> torch.Tensor:
         parts = [w * change(layer, a) for a, w in zip(adapters, weights, strict=True)]
@@ -105,8 +149,8 @@ def test_cat_adds_up_the_changes(names: tuple[str, ...], model_name: str) -> Non
 
 def test_a_smaller_bottleneck_is_filled_up() -> None:
     adapters = {
-        "one": cases.config("aoft", init_weights=False, target_modules=["first"]),
-        "two": cases.config("aoft", init_weights="paper", target_modules=["first"], r=1, learn_scale=False),
+        "one": make_config("aoft", init_weights=False, target_modules=["first"]),
+        "two": make_config("aoft", init_weights="paper", target_modules=["first"], r=1, learn_scale=False),
     }
     model, x = combined(adapters, [0.5, 2.0])
     assert model.peft_config["new"].num_updates == 2
@@ -137,7 +181,7 @@ def test_linear_adds_up_the_factors(names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("combination_type", ["linear", "cat"])
 def test_norms_add_up_around_one(combination_type: str) -> None:
-    adapters = {n: cases.config("rlrr", init_weights=False, target_modules=LINEAR) for n in ("one", "two")}
+    adapters = {n: make_config("rlrr", init_weights=False, target_modules=NORMS) for n in ("one", "two")}
     model, x = combined(adapters, [0.7, -0.4], combination_type)
     norm = layers_of(model)["base_model.model.norm"]
     assert isinstance(norm, RLRRNorm)
@@ -152,7 +196,7 @@ def test_norms_add_up_around_one(combination_type: str) -> None:
 
 def test_what_weight_minus_one_means_for_rescalings() -> None:
     """Factors: both are negated, so the change stays. Changes: the negated one, which is not the inverse."""
-    config = cases.config("rlrr", init_weights=False, target_modules=["first"])
+    config = make_config("rlrr", init_weights=False, target_modules=["first"])
     model, _ = combined({"one": config}, [-1.0], "linear")
     model.add_weighted_adapter(["one"], [-1.0], "negated", "cat")
     layer = layers_of(model)["base_model.model.first"]
@@ -216,7 +260,7 @@ def test_compose_is_the_product_of_rotations_and_inverses(names: tuple[str, ...]
 
 
 @pytest.mark.parametrize("name", ["goft", "goft-3-trees", "goft-output-scale", "qgoft", "qgoft-norm-frozen"])
-@pytest.mark.parametrize("model_name", cases.MODELS)
+@pytest.mark.parametrize("model_name", MODELS)
 def test_compose_is_what_several_active_adapters_do(name: str, model_name: str) -> None:
     model, x = combined(configs(name, name), [1, 1], "compose", model_name)
     together = model(x)
@@ -327,8 +371,8 @@ def test_a_combination_can_be_trained_and_nothing_else_moves(
 @pytest.mark.parametrize("name", ["goft", "qgoft", "rlrr", "aoft"])
 def test_the_active_adapter_stays_as_it_was(name: str) -> None:
     base, x = cases.model_and_input("linear")
-    model = peft.get_peft_model(base, cases.config(name, init_weights=False, target_modules=["first"]), "one")
-    model.add_adapter("two", cases.config(name, target_modules=["second"], inference_mode=True))
+    model = peft.get_peft_model(base, make_config(name, init_weights=False, target_modules=["first"]), "one")
+    model.add_adapter("two", make_config(name, target_modules=["second"], inference_mode=True))
     output = model(x)
     flags = {n: p.requires_grad for n, p in model.named_parameters()}
     model.add_weighted_adapter(["two", "one"], [1, 1], "new")
@@ -344,7 +388,7 @@ def test_the_active_adapter_stays_as_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", ["goft", "qgoft", "rlrr", "aoft"])
 def test_the_result_has_the_dtype_of_the_adapters(name: str, dtype: torch.dtype) -> None:
     base, _ = cases.model_and_input("linear", dtype)
-    config = cases.config(name, init_weights=False, target_modules=["first"])
+    config = make_config(name, init_weights=False, target_modules=["first"])
     model = peft.get_peft_model(base, config, "one", autocast_adapter_dtype=False)
     model.add_weighted_adapter(["one"], [1.0], "new")
     values = {n: p for n, p in model.named_parameters() if n.endswith((".one", ".new"))}
@@ -377,9 +421,9 @@ def test_layers_are_the_union(first: dict[str, Any], second: dict[str, Any], lay
 def test_heads_are_not_combined_but_chosen(tmp_path: Path) -> None:
     base, x = cases.model_and_input("linear")
     kwargs = {"init_weights": False, "target_modules": ["first"], "modules_to_save": ["head"]}
-    model = peft.get_peft_model(base, cases.config("rlrr", **kwargs), "one").eval()
-    model.add_adapter("two", cases.config("rlrr", **kwargs))
-    model.add_adapter("three", cases.config("rlrr", init_weights=False, target_modules=["second"]))
+    model = peft.get_peft_model(base, make_config("rlrr", **kwargs), "one").eval()
+    model.add_adapter("two", make_config("rlrr", **kwargs))
+    model.add_adapter("three", make_config("rlrr", init_weights=False, target_modules=["second"]))
     head = model.base_model.model.head.modules_to_save
     with torch.no_grad():
         head["two"].weight.add_(1)
@@ -503,8 +547,18 @@ def test_scales_that_have_no_such_power(weight: float, value: float) -> None:
         model.add_weighted_adapter(["one"], [weight], "new", "geodesic")
 
 
-def test_a_method_without_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GOFTLayer, "combinations", {})
-    model = peft.get_peft_model(cases.model_and_input("linear")[0], goft(), "one")
-    with pytest.raises(InputError, match="GOFT adapters cannot be combined into one"):
+def test_shifts_alone_add_up_and_layers_without_a_bias_have_none() -> None:
+    base = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3, bias=False))
+    model = peft.get_peft_model(base, BitFitConfig(target_modules=["0", "1"], init_weights=False), "one")
+    model.add_weighted_adapter(["one", "one"], [2, -0.5], "new")
+    first, second = layers_of(model).values()
+    assert torch.allclose(first.bitfit_shift["new"], 1.5 * first.bitfit_shift["one"])
+    assert "new" in second.adapter_options
+    assert not second.bitfit_shift
+
+
+def test_a_method_without_combinations() -> None:
+    options = FacTConfig(target_modules=["first"], r=2)
+    model = peft.get_peft_model(cases.model_and_input("linear")[0], options, "one")
+    with pytest.raises(InputError, match="FacT adapters cannot be combined into one"):
         model.add_weighted_adapter(["one"], [1], "new")

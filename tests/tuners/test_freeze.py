@@ -60,14 +60,14 @@ def test_columns_of_no_length_stay_finite(freeze: str, size: float, columns: lis
 
 def test_angle_has_no_penalty_and_norm_has_one() -> None:
     base, _ = cases.model_and_input("linear")
-    config = cases.config("qgoft-norm-frozen", target_modules=["first"], init_weights=False, reg_lambda=0.5)
+    config = GOFTConfig(quasi=True, freeze="norm", target_modules=["first"], init_weights=False, reg_lambda=0.5)
     model = peft.get_peft_model(base, config, "norm")
     held = reference.held_blocks(model.base_model.model.first.goft_block["norm"], "norm")
     want = 0.5 * (held[..., 0] * held[..., 1]).sum(-1).square().sum()
     assert torch.allclose(regularization_loss(model), want)
     regularization_loss(model).backward()
     assert model.base_model.model.first.goft_block["norm"].grad.abs().sum() > 0
-    model.add_adapter("angle", cases.config("qgoft-angle-frozen", target_modules=["first"], init_weights=False))
+    model.add_adapter("angle", GOFTConfig(quasi=True, freeze="angle", target_modules=["first"], init_weights=False))
     model.set_adapter("angle")
     assert not regularization_loss(model).requires_grad
     assert regularization_loss(model) == 0

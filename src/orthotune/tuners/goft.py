@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,6 +19,7 @@ from orthotune.tuners.combining.goft import Compose, Geodesic
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost
 from orthotune.tuners.layer import AdapterLayer
+from orthotune.tuners.loss import add_to_loss
 from orthotune.tuners.model import AdapterModel
 
 
@@ -88,10 +88,10 @@ class GOFTConfig(AdapterConfig):
             raise InputError(
                 f"freeze={self.freeze!r} needs quasi=True: GOFT's blocks are rotations, with nothing to hold"
             )
-        for name, kind, lowest in (("permutations", int, 0), ("transposed", bool, False)):
+        for name, kind in (("permutations", int), ("transposed", bool)):
             given = getattr(self, name)
-            each = given is None or [v for v in given if type(v) is kind and v >= lowest]
-            if given is not None and (each != given or len(given) != self.num_trees):
+            fits = isinstance(given, list) and len(given) == self.num_trees
+            if given is not None and not (fits and all(type(v) is kind and v >= 0 for v in given)):
                 rule = "a whole number of at least 0" if kind is int else "true or false"
                 raise InputError(f"{name}={given!r} is out of range: {rule} for each of num_trees={self.num_trees}")
 
@@ -244,32 +244,6 @@ def penalty(model: nn.Module) -> Tensor | None:
         value = strength * givens.penalty(torch.cat(parts))
         total = value if total is None else total + value.to(total.device)
     return total
-
-
-def add_to_loss(output: Any, value: Tensor | None, has_labels: bool) -> Any:
-    """Return a model's output with ``value`` added to its loss: an attribute or key ``loss``, or the head of a tuple.
-
-    A tuple's first element is a loss only if labels were given and it is a scalar.
-    """
-    if value is None:
-        return output
-    if isinstance(output, tuple) and not hasattr(output, "_fields"):
-        first = output[0] if output else None
-        if has_labels and isinstance(first, Tensor) and first.ndim == 0:
-            return (first + value.to(first.device), *output[1:])
-        return output
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
-        return output
-    loss = loss + value.to(loss.device)
-    if isinstance(output, Mapping) and not hasattr(output, "loss"):
-        return {**output, "loss": loss}
-    if hasattr(output, "_replace"):
-        return output._replace(loss=loss)
-    if hasattr(output, "__dataclass_fields__") and not isinstance(output, Mapping):
-        return replace(output, loss=loss)
-    output.loss = loss
-    return output
 
 
 register("goft", GOFTConfig, GOFTModel)

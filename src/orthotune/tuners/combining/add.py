@@ -161,11 +161,8 @@ def _add_to_layer(layer: AdapterLayer, new: str, config: Any, sources: Sequence[
     trainable = {parameter: parameter.requires_grad for parameter in layer.parameters()}
     layer.update_layer(new, config)
     tensors = [tensor for source in sources for tensor in layer.adapter_tensors(source.name)]
-    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-    for name in layer.adapter_layer_names:
-        if new in getattr(layer, name):
-            parameter = getattr(layer, name)[new]
-            parameter.data = parameter.data.to(dtype)
+    for parameter in layer.adapter_tensors(new):
+        parameter.data = parameter.data.to(reduce(torch.promote_types, (tensor.dtype for tensor in tensors)))
     layer.combinations[combination_type].write(layer, new, sources)
     for parameter in layer.parameters():
         parameter.requires_grad_(trainable.get(parameter, False))
