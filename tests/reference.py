@@ -39,6 +39,16 @@ def rotation_blocks(theta: Tensor) -> Tensor:
     return torch.stack(rows, -2)
 
 
+def held_blocks(blocks: Tensor, freeze: str) -> Tensor:
+    """Blocks with columns of unit norm, or at a right angle, from the polar coordinates of the columns."""
+    norms, angles = blocks.norm(dim=-2), torch.atan2(blocks[..., 1, :], blocks[..., 0, :])
+    if freeze == "norm":
+        norms = torch.ones_like(norms)
+    else:
+        angles = torch.stack([angles[..., 0], angles[..., 0] + torch.pi / 2], -1)
+    return norms[..., None, :] * torch.stack([angles.cos(), angles.sin()], -2)
+
+
 def approx_orthogonal_matrix(q: Tensor) -> Tensor:
     """The whole Q (N, N) that a vector q generates."""
     first_row = torch.cat([q[:1], -q[1:]])

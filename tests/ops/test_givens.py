@@ -146,6 +146,43 @@ def test_trees_compose_with_permuted_coordinates(width: int) -> None:
     assert reference.relative_error(givens.dense(blocks, width, num_trees=3), want) < 1e-12
 
 
+LAYOUT = [(0, False), (0, True), (2, True), (1, False)]
+
+
+@pytest.mark.parametrize("width", [3, 96])
+def test_trees_in_a_layout_of_their_own(width: int) -> None:
+    blocks = random_blocks(4 * (width - 1))
+    permute = torch.eye(width, dtype=torch.float64)[givens.permutation(width)]
+    want = torch.eye(width, dtype=torch.float64)
+    for tree, (power, transposed) in zip(blocks.view(4, width - 1, 2, 2), LAYOUT, strict=True):
+        matrix, change = reference.givens_matrix(tree, width), torch.linalg.matrix_power(permute, power)
+        want = want @ change.T @ (matrix.T if transposed else matrix) @ change
+    x = torch.randn(4, width, dtype=torch.float64)
+    assert reference.relative_error(givens.apply(x, blocks, layout=LAYOUT), x @ want) < 1e-12
+    assert reference.relative_error(givens.apply(x, blocks, layout=LAYOUT, transpose=True), x @ want.T) < 1e-12
+    assert givens.defect(blocks, width, layout=LAYOUT) == pytest.approx((want.T @ want - torch.eye(width)).abs().max())
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_gradcheck_in_a_layout(transpose: bool) -> None:
+    blocks = random_blocks(4 * 6).requires_grad_()
+    x = torch.randn(2, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, b: givens.apply(x, b, layout=LAYOUT, transpose=transpose), (x, blocks))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_polar_form_and_inverse_transpose(sign: int) -> None:
+    blocks = random_blocks(50)
+    blocks[:, :, 1] *= blocks.det().sign()[:, None]
+    blocks[0], blocks[1] = 2 * torch.eye(2), reference.rotation_blocks(torch.tensor([2.5]))[0]
+    angle, log_stretch = givens.polar(blocks)
+    assert reference.relative_error(givens.from_polar(angle, log_stretch), blocks) < 1e-12
+    assert torch.allclose(log_stretch, log_stretch.mT, atol=1e-15)
+    assert torch.allclose(givens.inverse_transpose(blocks), blocks.inverse().mT)
+    blocks[:, :, 1] *= sign
+    assert bool(givens.polar(blocks)[1].isfinite().all()) == (sign > 0)
+
+
 @pytest.mark.parametrize("width", [2, 3, 10, 768])
 def test_permutation_is_one(width: int) -> None:
     assert sorted(givens.permutation(width).tolist()) == list(range(width))

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import orthotune
 import reference
-from orthotune.tuners.goft import add_to_loss
+from orthotune.tuners.loss import add_to_loss
 from tuners.cases import config, model_and_input
 
 

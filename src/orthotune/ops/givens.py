@@ -16,13 +16,20 @@ Rotations are given as blocks (trees * (D - 1), 2, 2) or as angles (trees * (D -
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from orthotune.ops.precision import compute_dtype
-from orthotune.ops.rotation import rotate
+from orthotune.ops.rotation import as_blocks, rotate
+
+Layout = Sequence[tuple[int, bool]]
+"""Of each tree in a product: how many times the coordinates are permuted before it, and whether it is transposed."""
+
+SHORT = 1e-12  # a column shorter than this has no direction that can be told from rounding
 
 
 def num_rotations(width: int) -> int:
@@ -50,7 +57,9 @@ def _step(width: int) -> int:
     return min((s for s in range(1, width + 1) if math.gcd(s, width) == 1), key=lambda s: abs(s - golden))
 
 
-def apply(x: Tensor, rotations: Tensor, *, num_trees: int = 1, transpose: bool = False) -> Tensor:
+def apply(
+    x: Tensor, rotations: Tensor, *, num_trees: int = 1, layout: Layout | None = None, transpose: bool = False
+) -> Tensor:
     """Return ``x R`` (or ``x R^T``), with R the product of ``num_trees`` trees; differentiable in both arguments.
 
     Args:
@@ -59,6 +68,8 @@ def apply(x: Tensor, rotations: Tensor, *, num_trees: int = 1, transpose: bool =
             float64. Half-precision ones are computed in float32.
         num_trees: with more than one, tree t acts on the coordinates permuted t times by :func:`permutation`:
             R = T_0 (Q T_1 Q^T) (Q^2 T_2 Q^-2) ... A single tree is the paper's method.
+        layout: in place of ``num_trees``, a pair (p, transposed) for each tree, whose factor in R is Q^p T Q^-p, or
+            Q^p T^T Q^-p; by default (0, False), (1, False), ...
         transpose: apply R^T, which turns a weight in (out, in) layout into the merged one: W (out, in) -> W R^T.
 
     Returns (..., D) in the dtype of ``x``. Half-precision ``x`` is rotated in float32 and rounded once.
@@ -67,21 +78,24 @@ def apply(x: Tensor, rotations: Tensor, *, num_trees: int = 1, transpose: bool =
     width = x.shape[-1]
     if width < 2:
         raise ValueError(f"a rotation needs at least 2 coordinates, got width={width}")
-    count = num_trees * num_rotations(width)
+    if layout is None:
+        layout = [(tree, False) for tree in range(num_trees)]
+    count = len(layout) * num_rotations(width)
     if rotations.shape not in ((count, 2, 2), (count,)):
         raise ValueError(
-            f"rotations of shape {tuple(rotations.shape)} do not fit: {num_trees} tree(s) over width {width} take "
+            f"rotations of shape {tuple(rotations.shape)} do not fit: {len(layout)} tree(s) over width {width} take "
             f"({count}, 2, 2) blocks or ({count},) angles"
         )
     rotations = rotations.to(compute_dtype(rotations.dtype))
-    trees = rotations.unflatten(0, (num_trees, -1)) if num_trees > 1 else rotations[None]
-    order = range(num_trees)
+    trees = rotations.unflatten(0, (len(layout), -1)) if len(layout) > 1 else rotations[None]
+    order = range(len(layout))
     for tree in reversed(order) if transpose else order:
-        if tree == 0:
-            x = rotate(x, trees[tree], transpose)
+        power, transposed = layout[tree]
+        if power == 0:
+            x = rotate(x, trees[tree], transpose != transposed)
         else:
-            shuffle = _power(permutation(width, x.device), tree)
-            x = rotate(x[..., shuffle], trees[tree], transpose)[..., shuffle.argsort()]
+            shuffle = _power(permutation(width, x.device), power)
+            x = rotate(x[..., shuffle], trees[tree], transpose != transposed)[..., shuffle.argsort()]
     return x
 
 
@@ -92,20 +106,23 @@ def _power(shuffle: Tensor, exponent: int) -> Tensor:
     return result
 
 
-def dense(rotations: Tensor, width: int, *, num_trees: int = 1) -> Tensor:
+def dense(rotations: Tensor, width: int, *, num_trees: int = 1, layout: Layout | None = None) -> Tensor:
     """Return R as an explicit (D, D) matrix: for tests and for people, never for a forward pass."""
     eye = torch.eye(width, dtype=rotations.dtype, device=rotations.device)
-    return apply(eye, rotations, num_trees=num_trees)
+    return apply(eye, rotations, num_trees=num_trees, layout=layout)
 
 
-def defect(rotations: Tensor, width: int, *, num_trees: int = 1, chunk: int = 1024) -> float:
+def defect(
+    rotations: Tensor, width: int, *, num_trees: int = 1, layout: Layout | None = None, chunk: int = 1024
+) -> float:
     """Return max |R^T R - I| in the dtype of ``rotations``, over ``chunk`` rows at a time: O(chunk * D) memory."""
     worst = 0.0
     for start in range(0, width, chunk):
         stop = min(start + chunk, width)
         rows = torch.zeros(stop - start, width, dtype=rotations.dtype, device=rotations.device)
         rows[torch.arange(stop - start), torch.arange(start, stop)] = 1
-        gram = apply(apply(rows, rotations, num_trees=num_trees, transpose=True), rotations, num_trees=num_trees)
+        turned = apply(rows, rotations, num_trees=num_trees, layout=layout, transpose=True)
+        gram = apply(turned, rotations, num_trees=num_trees, layout=layout)
         worst = max(worst, (gram - rows).abs().max().item())
     return worst
 
@@ -116,3 +133,66 @@ def penalty(blocks: Tensor) -> Tensor:
     It is zero when every block has orthogonal columns; the columns' norms are left free.
     """
     return (blocks[..., 0] * blocks[..., 1]).sum(dim=-1).square().sum()
+
+
+def hold(blocks: Tensor, freeze: Literal["norm", "angle"] | None) -> Tensor:
+    """Return the blocks (..., 2, 2) that stored ones stand for when part of what qGOFT frees is held; differentiable.
+
+    With the stored columns a and b, the identity among what each case can reach:
+
+    * "norm": [a / |a|, b / |b|], so that only directions, and the angle between the columns, are free;
+    * "angle": [a, |b| J a / |a|], J the rotation by +90 degrees: columns that are orthogonal, of free norms.
+
+    A column shorter than ``SHORT`` counts as pointing along its own axis, and takes no gradient.
+    """
+    if freeze is None:
+        return blocks
+    first, second = blocks.unbind(-1)
+    direction = _direction(first, 0)
+    if freeze == "norm":
+        return torch.stack([direction, _direction(second, 1)], dim=-1)
+    squared = second.square().sum(-1, keepdim=True)
+    short = squared < SHORT**2
+    norm = torch.where(short, 0, squared.where(~short, 1).sqrt())
+    return torch.stack([first, norm * torch.stack([-direction[..., 1], direction[..., 0]], dim=-1)], dim=-1)
+
+
+def _direction(column: Tensor, axis: int) -> Tensor:
+    """Return unit vectors along ``column`` (..., 2); along the coordinate ``axis`` where the column is too short."""
+    squared = column.square().sum(-1, keepdim=True)
+    short = squared < SHORT**2
+    own = torch.zeros_like(column)
+    own[..., axis] = 1
+    return torch.where(short, own, column / squared.where(~short, 1).sqrt())
+
+
+def inverse_transpose(blocks: Tensor) -> Tensor:
+    """Return B^-T of each block (..., 2, 2): a tree of these, transposed, is the inverse of the tree of ``blocks``.
+
+    Infinite or NaN where a block is singular. Where the columns of B are orthogonal, those of B^-T are too.
+    """
+    (a1, b1), (a2, b2) = (row.unbind(-1) for row in blocks.unbind(-2))
+    adjugate = torch.stack([torch.stack([b2, -a2], dim=-1), torch.stack([-b1, a1], dim=-1)], dim=-2)
+    return adjugate / (a1 * b2 - b1 * a2)[..., None, None]
+
+
+def polar(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the angle t (...) in radians and log P (..., 2, 2) of each block's polar form, B = rotation(t) P.
+
+    P is symmetric and positive definite, so B has to have det B > 0; otherwise entries are not finite.
+    """
+    angle = torch.atan2(blocks[..., 1, 0] - blocks[..., 0, 1], blocks[..., 0, 0] + blocks[..., 1, 1])
+    stretch = as_blocks(-angle.flatten()).view(blocks.shape) @ blocks
+    eye = torch.eye(2, dtype=blocks.dtype, device=blocks.device)
+    mean = (stretch[..., 0, 0] + stretch[..., 1, 1]) / 2
+    rest = stretch - mean[..., None, None] * eye
+    # rest^2 = radius^2 I, so that log P = log(det P) / 2 I + atanh(radius / mean) / radius rest
+    radius = torch.hypot(rest[..., 0, 0], rest[..., 0, 1])
+    slope = torch.where(radius == 0, 1 / mean, torch.atanh(radius / mean) / radius)
+    log_det = (mean.square() - radius.square()).log()
+    return angle, log_det[..., None, None] / 2 * eye + slope[..., None, None] * rest
+
+
+def from_polar(angle: Tensor, log_stretch: Tensor) -> Tensor:
+    """Return the blocks (..., 2, 2) with this polar form: inverse of :func:`polar`."""
+    return as_blocks(angle.flatten()).view(*angle.shape, 2, 2) @ torch.linalg.matrix_exp(log_stretch)

@@ -10,6 +10,7 @@ from torch import nn
 from orthotune.errors import InputError
 from orthotune.tuners._registration import peft_type, register
 from orthotune.tuners.affine import AffineLayer
+from orthotune.tuners.combining import Combination, Linear
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost, NormHost
 from orthotune.tuners.layer import AdapterLayer
@@ -37,6 +38,7 @@ class BitFitLayer(AffineLayer):
 
     method = "bitfit"
     adapter_layer_names: tuple[str, ...] = ("bitfit_shift",)
+    combinations: ClassVar[dict[str, Combination]] = {"linear": Linear()}
 
     def create_parameters(self, adapter_name: str, config: BitFitConfig) -> None:
         self.create_shift(adapter_name, random=not config.init_weights)

@@ -7,6 +7,8 @@ one of the parts by name (``"q"``, ``"blocks.0.attn.qkv.v"``, ...), the layer is
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -111,11 +113,14 @@ def targeted_parts(model: nn.Module, config: PeftConfig) -> dict[str, tuple[str,
     return found
 
 
-def is_targeted(config: PeftConfig, key: str) -> bool:
-    """Whether ``config`` targets the module of this name; PEFT's rule, also for the indices of a top-level list."""
+def is_targeted(config: PeftConfig, key: str) -> Any:
+    """Whether ``config`` targets the module of this name; PEFT's rule, also for the indices of a top-level list.
+
+    True or false in a condition; PEFT tells an excluded module from one that is not targeted by the object itself.
+    """
     if getattr(config, "layers_to_transform", None) is not None:
         key = f"model.{key}"  # PEFT looks for the index after at least one parent
-    return bool(check_target_module_exists(config, key))
+    return check_target_module_exists(config, key)
 
 
 def _out_features(module: nn.Linear | Conv1D) -> int:

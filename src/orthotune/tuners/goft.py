@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,9 +14,12 @@ from orthotune.ops import givens
 from orthotune.ops.precision import layer_dtype
 from orthotune.ops.rotation import rotated_linear
 from orthotune.tuners._registration import peft_type, register
+from orthotune.tuners.combining import Combination
+from orthotune.tuners.combining.goft import Compose, Geodesic
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost
 from orthotune.tuners.layer import AdapterLayer
+from orthotune.tuners.loss import add_to_loss
 from orthotune.tuners.model import AdapterModel
 
 
@@ -33,6 +35,13 @@ class GOFTConfig(AdapterConfig):
       the neurons; (D,) with ``scale="input"``, W* = R diag(s) W.
 
     A convolution's neurons are its kernels laid flat: D = in_channels * kh * kw.
+
+    ``freeze`` takes qGOFT apart: "norm" holds the columns of every block at unit norm, "angle" holds them at 90 degrees
+    exactly, with no penalty; both together would be GOFT (:func:`orthotune.ops.givens.hold`). The stored ``goft_block``
+    is mapped to such a block in every use.
+
+    ``permutations`` and ``transposed`` say what each of the trees of a combination is
+    (:func:`orthotune.ops.givens.apply`, ``layout``).
     Raises InputError, a ValueError, for a value out of range.
     """
 
@@ -47,6 +56,17 @@ class GOFTConfig(AdapterConfig):
     num_trees: int = field(
         default=1,
         metadata={"help": "Number of rotation trees, with coordinates permuted between them; 1: the paper."},
+    )
+    permutations: list[int] | None = field(
+        default=None,
+        metadata={"help": "How many times the coordinates are permuted before each tree; by default 0, 1, 2, ..."},
+    )
+    transposed: list[bool] | None = field(
+        default=None, metadata={"help": "Which trees are transposed; by default none. A combination sets it."}
+    )
+    freeze: Literal["norm", "angle"] | None = field(
+        default=None,
+        metadata={"help": "qGOFT with the columns of its blocks held at unit 'norm', or at a right 'angle'."},
     )
     reg_lambda: float = field(
         default=1e-3, metadata={"help": "Strength of qGOFT's orthogonality penalty in the training loss."}
@@ -63,12 +83,33 @@ class GOFTConfig(AdapterConfig):
         self.check_positive("num_trees")
         if not (isinstance(self.reg_lambda, int | float) and 0 <= self.reg_lambda < math.inf):
             raise InputError(f"reg_lambda={self.reg_lambda!r} is out of range: it is a finite number of at least 0")
+        self.check_choice("freeze", (None, "norm", "angle"))
+        if self.freeze and not self.quasi:
+            raise InputError(
+                f"freeze={self.freeze!r} needs quasi=True: GOFT's blocks are rotations, with nothing to hold"
+            )
+        for name, kind in (("permutations", int), ("transposed", bool)):
+            given = getattr(self, name)
+            fits = isinstance(given, list) and len(given) == self.num_trees
+            if given is not None and not (fits and all(type(v) is kind and v >= 0 for v in given)):
+                rule = "a whole number of at least 0" if kind is int else "true or false"
+                raise InputError(f"{name}={given!r} is out of range: {rule} for each of num_trees={self.num_trees}")
+
+    @property
+    def layout(self) -> list[tuple[int, bool]]:
+        """What each tree is, as :func:`orthotune.ops.givens.apply` takes it."""
+        powers = self.permutations or range(self.num_trees)
+        return list(zip(powers, self.transposed or [False] * self.num_trees, strict=True))
 
 
 class GOFTLayer(AdapterLayer):
     """Rotations on a layer's input coordinates."""
 
     method = "goft"
+    combinations: ClassVar[dict[str, Combination]] = {
+        "compose": Compose(must_agree=("quasi", "scale", "freeze")),
+        "geodesic": Geodesic(must_agree=("quasi", "scale", "freeze", "num_trees", "permutations", "transposed")),
+    }
     adapter_layer_names: tuple[str, ...] = ("goft_theta", "goft_block", "goft_scale")
 
     @classmethod
@@ -94,13 +135,16 @@ class GOFTLayer(AdapterLayer):
 
     def rotations(self, adapter: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return an adapter's angles (num_trees * (D - 1),) or 2x2 blocks (num_trees * (D - 1), 2, 2)."""
-        return self.parameter("goft_block" if self.adapter_options[adapter].quasi else "goft_theta", adapter, dtype)
+        config = self.adapter_options[adapter]
+        if config.quasi:
+            return givens.hold(self.parameter("goft_block", adapter, dtype), config.freeze)
+        return self.parameter("goft_theta", adapter, dtype)
 
     def adapt_matrix(self, matrix: Tensor, adapter: str) -> Tensor:
         config = self.adapter_options[adapter]
         if config.scale == "input":
             matrix = matrix * self.parameter("goft_scale", adapter, matrix.dtype)
-        matrix = givens.apply(matrix, self.rotations(adapter, matrix.dtype), num_trees=config.num_trees, transpose=True)
+        matrix = givens.apply(matrix, self.rotations(adapter, matrix.dtype), layout=config.layout, transpose=True)
         if config.scale == "output":
             matrix = matrix * self.parameter("goft_scale", adapter, matrix.dtype)[:, None]
         return matrix
@@ -108,7 +152,7 @@ class GOFTLayer(AdapterLayer):
     def defect(self, adapter: str) -> float:
         """Return max |R^T R - I|."""
         config = self.adapter_options[adapter]
-        return givens.defect(self.rotations(adapter), self.in_features, num_trees=config.num_trees)
+        return givens.defect(self.rotations(adapter), self.in_features, layout=config.layout)
 
 
 class GOFTLinear(GOFTLayer, LinearHost):
@@ -121,7 +165,7 @@ class GOFTLinear(GOFTLayer, LinearHost):
             return rotated_linear(x, self.to_matrix(base.weight), base.bias, self.rotations(adapters[0], x.dtype))
         for adapter in reversed(adapters):
             config = self.adapter_options[adapter]
-            x = givens.apply(x, self.rotations(adapter, x.dtype), num_trees=config.num_trees)
+            x = givens.apply(x, self.rotations(adapter, x.dtype), layout=config.layout)
             if config.scale == "input":
                 x = x * self.parameter("goft_scale", adapter).to(x.dtype)
         scales = [a for a in adapters if self.adapter_options[a].scale == "output"]
@@ -135,7 +179,7 @@ class GOFTLinear(GOFTLayer, LinearHost):
 
     def _is_one_tree(self, adapter: str) -> bool:
         config = self.adapter_options[adapter]
-        return config.num_trees == 1 and config.scale is None
+        return config.layout == [(0, False)] and config.scale is None
 
 
 class GOFTConv2d(GOFTLayer, Conv2dHost):
@@ -192,7 +236,7 @@ def penalty(model: nn.Module) -> Tensor | None:
             continue
         for adapter in layer.own_adapters(layer.active_adapters):
             config = layer.adapter_options[adapter]
-            if config.quasi:
+            if config.quasi and config.freeze != "angle":  # whose columns are orthogonal
                 own = layer.rotations(adapter)
                 blocks.setdefault((config.reg_lambda, own.device, own.dtype), []).append(own)
     total: Tensor | None = None
@@ -200,32 +244,6 @@ def penalty(model: nn.Module) -> Tensor | None:
         value = strength * givens.penalty(torch.cat(parts))
         total = value if total is None else total + value.to(total.device)
     return total
-
-
-def add_to_loss(output: Any, value: Tensor | None, has_labels: bool) -> Any:
-    """Return a model's output with ``value`` added to its loss: an attribute or key ``loss``, or the head of a tuple.
-
-    A tuple's first element is a loss only if labels were given and it is a scalar.
-    """
-    if value is None:
-        return output
-    if isinstance(output, tuple) and not hasattr(output, "_fields"):
-        first = output[0] if output else None
-        if has_labels and isinstance(first, Tensor) and first.ndim == 0:
-            return (first + value.to(first.device), *output[1:])
-        return output
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
-        return output
-    loss = loss + value.to(loss.device)
-    if isinstance(output, Mapping) and not hasattr(output, "loss"):
-        return {**output, "loss": loss}
-    if hasattr(output, "_replace"):
-        return output._replace(loss=loss)
-    if hasattr(output, "__dataclass_fields__") and not isinstance(output, Mapping):
-        return replace(output, loss=loss)
-    output.loss = loss
-    return output
 
 
 register("goft", GOFTConfig, GOFTModel)

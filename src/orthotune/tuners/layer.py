@@ -23,6 +23,9 @@ from orthotune.ops.precision import compute_dtype
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.merged_weight import MergedWeight
 
+if TYPE_CHECKING:
+    from orthotune.tuners.combining import Combination
+
 BASE = "__base__"  # PEFT's name, among those of a batch's samples, for no adapter
 
 
@@ -37,6 +40,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """
 
     method: ClassVar[str]
+    # by combination_type, the default first: the ways in which adapters can be combined into one
+    combinations: ClassVar[dict[str, Combination]] = {}
     other_param_names: tuple[str, ...] = ("adapter_options",)
 
     in_features: int
@@ -108,6 +113,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def merge_obstacle(self, adapter: str) -> str | None:
         """Say why an adapter cannot be merged into the layer; None if it can."""
         return None
+
+    def neutral(self, name: str, adapter: str) -> Tensor | float:
+        """Return the value of a parameter that leaves the layer as it is, around which ``Linear`` combines."""
+        return 0.0
 
     # Shared by all
 

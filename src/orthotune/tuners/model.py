@@ -14,6 +14,7 @@ from torch import nn
 
 from orthotune.errors import InputError
 from orthotune.tuners import mixed_batch
+from orthotune.tuners.combining import add_weighted_adapter
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.fused import (
     FusedProjection,
@@ -81,7 +82,7 @@ class AdapterModel(BaseTuner):
         return cls.layer_classes[host]
 
     @staticmethod
-    def _check_target_module_exists(peft_config: AdapterConfig, key: str) -> bool:
+    def _check_target_module_exists(peft_config: AdapterConfig, key: str) -> Any:
         return is_targeted(peft_config, key)
 
     def _create_and_replace(
@@ -142,6 +143,40 @@ class AdapterModel(BaseTuner):
         """See PEFT, which calls this around a forward pass: takes ``adapter_names``, one for each sample."""
         with mixed_batch.adapter_names(self, kwargs.pop("adapter_names", None), kwargs.get("num_beams")):
             yield
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str | None = None,
+        modules_to_save_from: str | None = None,
+    ) -> None:
+        """Add an adapter that combines others; it is neither active nor trainable until ``set_adapter`` makes it so.
+
+        A layer that only some of the adapters have takes the others for no-ops. Weights are finite numbers of either
+        sign. What a combination means, W* being the merged weight (docs/combining.md has it in full):
+
+        * RLRR "linear" (default): left = sum w_i left_i, right = sum w_i right_i (supp. H of the paper). That does not
+          add up the changes of W, and weight -1 alone changes W as weight 1 does: it negates both factors.
+        * RLRR, AOFT "cat" (AOFT's default): W* - W is exactly sum w_i (W*_i - W).
+        * GOFT, qGOFT "compose" (default): R = ... R_2^{w_2} R_1^{w_1} with weights +1 and -1 (the inverse), the first
+          adapter acting on W first, as when several adapters are active in this order.
+        * GOFT, qGOFT "geodesic": sum w_i t_i in each plane; of qGOFT's blocks the angles and log-stretches of the polar
+          form are summed.
+
+        Args:
+            adapters: names of adapters of this model; one is enough, and one may occur several times.
+            weights: as many numbers.
+            adapter_name: name of the new adapter.
+            combination_type: one of the above; by default the method's first.
+            modules_to_save_from: the adapter whose modules trained whole (``modules_to_save``, such as a head) the new
+                one gets a copy of. Needed only if several of ``adapters`` have the same module; these are not combined.
+
+        Raises InputError, with the model as it was: unknown or taken name, weights that do not fit, an unknown
+        combination_type, configurations that cannot be combined, a layer that the result does not fit.
+        """
+        add_weighted_adapter(self, adapters, weights, adapter_name, combination_type, modules_to_save_from)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """See PEFT; an error about target modules that match nothing also gives the nearest names there are."""

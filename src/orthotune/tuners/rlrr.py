@@ -14,6 +14,8 @@ from orthotune.ops import rescaling
 from orthotune.ops.precision import layer_dtype
 from orthotune.tuners._registration import peft_type, register
 from orthotune.tuners.affine import AffineLayer, ShiftLayer, warn_of_layers_without_shift
+from orthotune.tuners.combining import Combination, Linear
+from orthotune.tuners.combining.rlrr import Concatenate
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost, NormHost
 from orthotune.tuners.layer import AdapterLayer
@@ -72,6 +74,10 @@ class RLRRLayer(ShiftLayer):
     """Low-rank rescaling of a layer's weight, and a shift of its bias."""
 
     method = "rlrr"
+    combinations: ClassVar[dict[str, Combination]] = {
+        "linear": Linear(must_agree=("r", "left", "right", "residual", "multiply_base"), either=("shift",)),
+        "cat": Concatenate(must_agree=("residual", "multiply_base"), either=("shift",)),
+    }
     adapter_layer_names: tuple[str, ...] = ("rlrr_left", "rlrr_right", "rlrr_shift")
 
     @classmethod
@@ -87,7 +93,14 @@ class RLRRLayer(ShiftLayer):
         if config.shift:
             self.create_shift(adapter_name, config.init_weights is False)
 
-    def factors(self, adapter: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def neutral(self, name: str, adapter: str) -> Tensor | float:
+        if name == "rlrr_shift" or self.adapter_options[adapter].residual:
+            return 0.0
+        value = torch.zeros_like(getattr(self, name)[adapter])
+        (value.T if name == "rlrr_left" else value)[0] = 1
+        return value
+
+    def factors(self, adapter: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Return S_left (D, r) and S_right (r, n), ones for a side that is off."""
         left = self.parameter("rlrr_left", adapter, dtype) if adapter in self.rlrr_left else None
         right = self.parameter("rlrr_right", adapter, dtype) if adapter in self.rlrr_right else None
@@ -176,6 +189,12 @@ class RLRRConv2d(RLRRLayer, Conv2dHost):
 
 class RLRRNorm(AffineLayer, RLRRLayer, NormHost):
     """y * s + f on a norm's output; s is ``rlrr_right`` (1, n), f ``rlrr_shift`` (n,)."""
+
+    # both are linear in s and f, so adding up the parameters adds up the changes of the weight
+    combinations: ClassVar[dict[str, Combination]] = dict.fromkeys(("linear", "cat"), Linear())
+
+    def neutral(self, name: str, adapter: str) -> float:
+        return 1.0 if name == "rlrr_right" else 0.0
 
     @classmethod
     def check(cls, config: RLRRConfig, module_name: str, in_features: int, out_features: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from orthotune.tuners._registration import peft_type, register
 from orthotune.tuners.affine import AffineLayer, warn_of_layers_without_shift
+from orthotune.tuners.combining import Combination, Linear
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost, NormHost
 from orthotune.tuners.layer import AdapterLayer
@@ -38,6 +39,10 @@ class SSFLayer(AffineLayer):
 
     method = "ssf"
     adapter_layer_names: tuple[str, ...] = ("ssf_scale", "ssf_shift")
+    combinations: ClassVar[dict[str, Combination]] = {"linear": Linear(either=("shift",))}
+
+    def neutral(self, name: str, adapter: str) -> float:
+        return 1.0 if name == "ssf_scale" else 0.0
 
     def create_parameters(self, adapter_name: str, config: SSFConfig) -> None:
         weight = self.get_base_layer().weight
