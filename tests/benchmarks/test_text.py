@@ -186,6 +186,19 @@ def test_shuffled_batches_hold_every_sentence_once_and_differ(given: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("predicted", "cola", "sst2"),
+    # (TP TN - FP FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN)) of the labels 1, 1, 1, 0
+    [([1, 1, 1, 1], 0.0, 0.75), ([1, 1, 0, 0], 2 / 12**0.5, 0.75), ([0, 0, 0, 1], -1.0, 0.0)],
+)
+def test_scores(predicted: list[int], cola: float, sst2: float) -> None:
+    from glue import TASKS
+
+    logits, labels = torch.eye(2)[predicted], torch.tensor([1, 1, 1, 0])
+    assert TASKS["cola"].score(logits, labels) == pytest.approx(cola)
+    assert TASKS["sst2"].score(logits, labels) == sst2
+
+
+@pytest.mark.parametrize(
     ("best", "middle", "tried"),
     [
         (3e-3, 3e-3, [1e-3, 3e-3, 1e-2]),
