@@ -15,13 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(1, str(Path(__file__).parents[1]))
+
+from comparing import LADDER, percent_column, search
+from comparing import table as markdown
+
 from orthotune.training import FitConfig, Metrics, fit
 
-LADDER = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0]
 METHODS = ["linear", "rlrr", "lora", "goft", "qgoft", "aoft"]
 
 
@@ -65,9 +69,7 @@ def train_only(data: Path, out: Path) -> Path:
 
 
 def compare(args: argparse.Namespace, method: str, head_lr: float | None) -> dict[str, Any]:
-    grid: dict[float, float] = {}
-
-    def validate(lr: float) -> None:
+    def validate(lr: float) -> float:
         metrics = train(
             args,
             f"grid/{method}-{lr:g}",
@@ -77,18 +79,11 @@ def compare(args: argparse.Namespace, method: str, head_lr: float | None) -> dic
             lr=lr,
             head_lr=head_lr,
         )
-        grid[lr] = metrics.curve[-1]["val_accuracy"]
-        print(f"{method:7s} lr {lr:<7g} validation accuracy {grid[lr]:.2%}", flush=True)
+        accuracy: float = metrics.curve[-1]["val_accuracy"]
+        print(f"{method:7s} lr {lr:<7g} validation accuracy {accuracy:.2%}", flush=True)
+        return accuracy
 
-    middle = LADDER.index(args.middle_lr)
-    for lr in LADDER[middle - 1 : middle + 2]:
-        validate(lr)
-    while True:
-        lr = max(grid, key=lambda value: grid[value])
-        beyond = LADDER.index(lr) + (lr == max(grid)) - (lr == min(grid))
-        if LADDER[beyond] in grid:
-            break
-        validate(LADDER[beyond])
+    lr, grid = search(validate, args.middle_lr)
     finals = [
         train(
             args,
@@ -104,7 +99,7 @@ def compare(args: argparse.Namespace, method: str, head_lr: float | None) -> dic
         for seed in args.seeds
     ]
     accuracies = [metrics.test["top1"] for metrics in finals]
-    print(f"{method:7s} lr {lr:<7g} test {statistics.mean(accuracies):.2%} of {accuracies}", flush=True)
+    print(f"{method:7s} lr {lr:<7g} test {accuracies}", flush=True)
     return {
         "method": method,
         "grid": grid,
@@ -123,17 +118,18 @@ def compare(args: argparse.Namespace, method: str, head_lr: float | None) -> dic
 
 def table(results: list[dict[str, Any]]) -> str:
     """Return the results as a Markdown table, best mean in bold."""
-    best = max(statistics.mean(r["test_accuracy"]) for r in results)
-    lines = [
-        "| method | adapter parameters | learning rate | test accuracy, % (mean and standard deviation over seeds) |",
-        "|---|---|---|---|",
+    head = [
+        "method",
+        "adapter parameters",
+        "learning rate",
+        "test accuracy, % (mean and standard deviation over seeds)",
     ]
-    for r in results:
-        mean, spread = statistics.mean(r["test_accuracy"]), statistics.stdev(r["test_accuracy"])
-        text = f"{100 * mean:.1f} ± {100 * spread:.1f}"
-        text = f"**{text}**" if mean == best else text
-        lines.append(f"| {r['method']} | {r['parameters']['adapter']:,} | {r['lr']:g} | {text} |")
-    return "\n".join(lines) + "\n"
+    accuracies = percent_column([r["test_accuracy"] for r in results])
+    rows = [
+        [r["method"], f"{r['parameters']['adapter']:,}", f"{r['lr']:g}", accuracy]
+        for r, accuracy in zip(results, accuracies, strict=True)
+    ]
+    return markdown(head, rows) + "\n"
 
 
 def main() -> None:
