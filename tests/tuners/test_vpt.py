@@ -12,6 +12,7 @@ from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.xcit import Xcit
 from torch import Tensor, nn
 
 from orthotune.errors import InputError
@@ -263,6 +264,10 @@ def _eva() -> nn.Module:
     return Eva(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=2, use_rot_pos_emb=True)
 
 
+def _xcit() -> nn.Module:
+    return Xcit(img_size=16, patch_size=8, embed_dim=8, depth=1, cls_attn_layers=1, num_heads=2, num_classes=2)
+
+
 def _language(cls: str) -> nn.Module:
     if cls == "GPT2":
         return transformers.GPT2Model(transformers.GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=20))
@@ -294,6 +299,7 @@ def _sequence_first() -> nn.Module:
         (_eva, r"rotary or relative positions in its attention \(rope\)"),
         (lambda: _language("GPT2"), "causal attention"),
         (lambda: _language("Llama"), "causal attention"),
+        (_xcit, "lets the class token alone attend"),
         (_sequence_first, "sequence before the batch"),
     ],
 )

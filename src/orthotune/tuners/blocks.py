@@ -28,8 +28,8 @@ def _size(module: Any) -> tuple[int, int] | None:
     """Return (D, n) of a linear layer, quantised or not, or None for another module."""
     if isinstance(module, Conv1D):
         return module.nx, module.nf
-    found = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return found if isinstance(found[0], int) and isinstance(found[1], int) else None
+    size = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return (size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None
 
 
 def is_block(module: nn.Module) -> bool:
