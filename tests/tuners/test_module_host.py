@@ -43,12 +43,21 @@ def test_disabled_and_unloaded_it_is_the_plain_model(name: str, model_name: str)
 def test_merging_is_refused_before_anything_is_changed(name: str, call: str) -> None:
     model, x, _ = adapted(name, "timm", modules_to_save=["head"])
     want = logits(model, x)
-    with pytest.raises(InputError, match=r"cannot be merged: .*unload\(\)"):
+    with pytest.raises(InputError, match=r"cannot be merged into layer .*: .*unload\(\)"):
         getattr(model, call)()
     assert torch.equal(logits(model, x), want)
     layer = next(m for m in model.modules() if hasattr(m, "not_mergeable"))
     with pytest.raises(InputError, match="cannot be merged"):
         layer.merge()
+
+
+@pytest.mark.parametrize("init_weights", [True, False])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_says_whether_it_starts_as_a_no_op(name: str, init_weights: bool) -> None:
+    base, x = timm_vit(), images()
+    before, options = base(x), config(name, init_weights=init_weights)
+    model = peft.get_peft_model(base, options).eval()
+    assert torch.allclose(model(x), before, atol=1e-6) == options.starts_as_no_op
 
 
 @pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")  # PEFT 0.18, of a model made here

@@ -40,17 +40,12 @@ class ModuleHost(AdapterLayer):
         assert width is not None, "the model checks its targets before it wraps them"
         return width, width
 
-    @classmethod
-    def merge_error(cls) -> InputError:
-        """Return the error that says why there is no merging, and what to do instead."""
-        return InputError(
-            f"{cls.method} cannot be merged: {cls.not_mergeable}. Keep the adapter beside the model (save_pretrained), "
-            "or call unload() for the model without it"
+    def merge_obstacle(self, adapter: str) -> str | None:
+        """Say why no adapter can be merged, and what to do instead."""
+        return (
+            f"{self.not_mergeable}; keep the adapter beside the model (save_pretrained), or call unload() for the "
+            "model without it"
         )
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Raise InputError: there is no weight that the adapter could be written into."""
-        raise self.merge_error()
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """See PEFT, which looks for one weight of the base layer; here the first of its parameters stands for it."""
@@ -106,6 +101,3 @@ class ModuleModel(AdapterModel):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """See PEFT, whose own also hands over the one weight that it takes a layer to have."""
         setattr(parent, child_name, new_module)
-
-    def _check_merge_allowed(self) -> None:
-        raise self.tuner_layer_cls.merge_error()

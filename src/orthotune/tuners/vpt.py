@@ -80,6 +80,11 @@ class VPTConfig(ModuleConfig):
                 "first block and out after the last; name those blocks in target_modules instead"
             )
 
+    @property
+    def starts_as_no_op(self) -> bool:
+        """False: fresh prompts take part in the attention."""
+        return False
+
 
 class VPTLayer(ModuleHost):
     """A transformer block that is given prompts.
