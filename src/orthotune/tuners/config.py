@@ -97,6 +97,12 @@ class AdapterConfig(PeftConfig):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}={value!r} is out of range: it is a whole number of at least 1")
 
+    def check_fraction(self, name: str) -> None:
+        """Raise InputError unless the field ``name`` is a number from 0 up to but not including 1."""
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise InputError(f"{name}={value!r} is out of range: it is a number of at least 0 and less than 1")
+
     def check_rank(self, module_name: str, in_features: int, out_features: int) -> None:
         """Raise InputError unless the field ``r`` is a rank that a layer of this size has."""
         rank, limit = int(getattr(self, "r", 1)), min(in_features, out_features)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -190,10 +189,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         for name in dict.fromkeys(names):
             rows = [i for i, other in enumerate(names) if other == name]
             adapters = [] if self.disable_adapters else self.own_adapters([name])
-            run = partial(self.adapted_forward, adapters=adapters) if adapters else self.base_layer
-            parts.append(run(x[rows], *args, **kwargs))
+            if adapters:
+                parts.append(self.adapted_forward(x[rows], adapters, *args, **kwargs))
+            else:
+                parts.append(self.base_layer(x[rows], *args, **kwargs))
             order += rows
-        return torch.cat(parts)[torch.tensor(order, device=x.device).argsort()] if parts else self.base_layer(x)
+        return _in_order(parts, torch.tensor(order, device=x.device).argsort()) if parts else self.base_layer(x)
 
     def adapter_tensors(self, adapter: str) -> list[Tensor]:
         """Return all tensors of an adapter in this layer, parameters and buffers, shared ones too."""
@@ -288,6 +289,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 def base_of(module: nn.Module) -> Any:
     """Return the frozen layer under a module's adapters: the module itself where it has none."""
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _in_order(parts: Sequence[Any], order: Tensor) -> Any:
+    """Join the outputs of parts of a batch, tensors or tuples of them, and put the samples in order."""
+    if isinstance(parts[0], tuple):
+        return tuple(_in_order(column, order) for column in zip(*parts, strict=True))
+    return None if parts[0] is None else torch.cat(list(parts))[order]
 
 
 def _checksum(weight: Tensor) -> int:

@@ -43,7 +43,7 @@ class AdapterModel(BaseTuner):
     def _prepare_model(self, peft_config: AdapterConfig, model: nn.Module) -> None:
         """Check every targeted layer before any is touched, then split the fused ones."""
         _maybe_include_all_linear_layers(peft_config, model)
-        targets = {name: module for name, module in _outside_adapters(model) if is_targeted(peft_config, name)}
+        targets = {name: module for name, module in outside_adapters(model) if is_targeted(peft_config, name)}
         for name, module in targets.items():
             if not isinstance(module, nn.Identity):
                 self._check_layer(peft_config, model, name)
@@ -81,6 +81,10 @@ class AdapterModel(BaseTuner):
             )
         return cls.layer_classes[host]
 
+    def new_layer(self, module: nn.Module, name: str) -> AdapterLayer:
+        """Return an adapter layer, without adapters yet, around a base layer."""
+        return self.layer_class(module, name)(module, name)
+
     @staticmethod
     def _check_target_module_exists(peft_config: AdapterConfig, key: str) -> Any:
         return is_targeted(peft_config, key)
@@ -102,7 +106,7 @@ class AdapterModel(BaseTuner):
             target.shared = shared
             target.update_layer(adapter_name, peft_config)
             return
-        layer = self.layer_class(target, current_key)(target, current_key)
+        layer = self.new_layer(target, current_key)
         layer.shared = shared
         if peft_config.fan_in_fan_out and isinstance(layer.get_base_layer(), nn.Linear):
             warnings.warn(
@@ -189,7 +193,7 @@ class AdapterModel(BaseTuner):
             raise type(error)(f"{error} {_near_names(model, targets)}") from None
 
 
-def _outside_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def outside_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the model's modules by name, leaving out the root and what lies inside adapter layers."""
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
