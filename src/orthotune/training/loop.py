@@ -24,8 +24,8 @@ from orthotune.errors import InputError
 from orthotune.models.adapt import AdaptedModel
 from orthotune.progress import track
 from orthotune.training.config import FitConfig
-from orthotune.training.rank_allocation import RankAllocation
 from orthotune.training.optimiser import schedule, set_learning_rate
+from orthotune.training.rank_allocation import RankAllocation
 
 Batch = tuple[Tensor, Tensor]
 

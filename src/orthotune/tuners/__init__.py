@@ -10,5 +10,3 @@ __all__ = ["split_fused_projections"]
 for _method in METHODS.values():
     if _method.is_own:
         import_module(_method.config.partition(":")[0])
-for _module in ("adaptformer", "vpt"):  # not in the registry
-    import_module(f"orthotune.tuners.{_module}")

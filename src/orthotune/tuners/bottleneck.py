@@ -31,8 +31,8 @@ class BottleneckConfig(AdapterConfig):
       at the start, and ``bottleneck_up_bias`` (n,);
     * ``projection="approx_orthogonal"`` (Yang et al., ICCV 2025, arXiv 2507.13260): h + act(h AO(q_down) diag(l))
       AO(q_up)^T + b, with ``bottleneck_down`` q_down (n,), ``bottleneck_up`` q_up (n,), ``bottleneck_scale`` l (r,),
-      zeros at the start, and ``bottleneck_up_bias`` (n,). Without ``learn_scale`` l = 1, and the start is no no-op. With
-      ReLU, which has no gradient at zero, l starts at 1e-3, which is one only nearly.
+      zeros at the start, and ``bottleneck_up_bias`` (n,). Without ``learn_scale`` l = 1 and the start is no no-op.
+      With ReLU, which has no gradient at zero, l starts at 1e-3, which is one only nearly.
 
     With ``activation="none"`` the adapter merges into the layer, otherwise it cannot. Raises InputError, a ValueError,
     for a value out of range.
