@@ -23,8 +23,8 @@ from orthotune.tuners.fused import (
     split_fused_projections,
     targeted_parts,
 )
-from orthotune.tuners.hosts import UnsupportedLayerError, check_is_called, host_of
 from orthotune.tuners.layer import AdapterLayer, base_of
+from orthotune.tuners.supported import UnsupportedLayerError, check_is_called, host_of
 
 # queries and values, as PEFT does for LoRA, with the vision transformers that its table leaves out
 _QUERY_VALUE = ["q", "v", "query", "value", "q_proj", "v_proj"]
