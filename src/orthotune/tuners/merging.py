@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from orthotune.errors import InputError
 from orthotune.tuners.merged_weight import MergedWeight
@@ -49,6 +48,10 @@ class MergingLayer(BaseTunerLayer):
         """Put back what :meth:`stored_weight` returned, on the device of the present weight."""
         weight = self.get_base_layer().weight
         weight.data = stored.to(weight.data)
+
+    def weight_tensors(self) -> list[Tensor]:
+        """Return the tensors that the stored base weight consists of."""
+        return [self.get_base_layer().weight.data]
 
     def merge_obstacle(self, adapter: str) -> str | None:
         """Say why an adapter cannot be merged into the layer; None if it can."""
@@ -93,7 +96,7 @@ class MergingLayer(BaseTunerLayer):
         self.set_base_weight(weight)
         if bias is not None:
             base.bias.data = bias.to(base.bias.dtype)
-        self._before_merge = (*before, _checksum(self.stored_weight()))
+        self._before_merge = (*before, _checksum(self.weight_tensors()))
         self.merged_adapters.extend(adapters)
 
     @torch.no_grad()
@@ -108,7 +111,7 @@ class MergingLayer(BaseTunerLayer):
             return
         base = self.get_base_layer()
         weight, bias, checksum = self._before_merge
-        changed = _checksum(self.stored_weight()) != checksum
+        changed = _checksum(self.weight_tensors()) != checksum
         current = self.base_weight().detach() if changed else None
         current_bias = None if bias is None else base.bias.data
         self.restore_weight(weight)
@@ -123,9 +126,9 @@ class MergingLayer(BaseTunerLayer):
         self.merged_adapters = []
 
 
-def _checksum(weight: Tensor) -> int:
-    """Sum a tensor's bits as integers, or those of the tensors it is made of: exact, whatever the order."""
-    if is_traceable_wrapper_subclass(weight):
-        return sum(_checksum(getattr(weight, name)) for name in weight.__tensor_flatten__()[0])
-    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
-    return int(weight.contiguous().view(kind).sum(dtype=torch.int64).item())
+def _checksum(tensors: list[Tensor]) -> int:
+    """Sum the tensors' bits as integers: exact, whatever the order of summation."""
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return sum(
+        int(tensor.contiguous().view(kinds[tensor.element_size()]).sum(dtype=torch.int64).item()) for tensor in tensors
+    )

@@ -24,6 +24,7 @@ from orthotune.tuners.fused import (
     targeted_parts,
 )
 from orthotune.tuners.layer import AdapterLayer, base_of
+from orthotune.tuners.quantisers import as_quantised
 from orthotune.tuners.supported import UnsupportedLayerError, check_is_called, host_of
 
 # queries and values, as PEFT does for LoRA, with the vision transformers that its table leaves out
@@ -180,6 +181,10 @@ class AdapterModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """See PEFT; an error about target modules that match nothing also gives the nearest names there are."""
+        for module in model.modules():
+            quantised = as_quantised(module)
+            if quantised is not None:
+                quantised.prepare()
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:

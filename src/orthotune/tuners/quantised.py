@@ -6,7 +6,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from orthotune.errors import InputError
 from orthotune.tuners.hosts import LinearHost
@@ -18,10 +18,6 @@ class QuantisedHost(LinearHost):
 
     Merging dequantises the weight and quantises the adapted one with the same settings, which rounds.
     """
-
-    def __init__(self, base_layer: nn.Module, module_name: str) -> None:
-        super().__init__(base_layer, module_name)
-        self.quantised.prepare()
 
     @property
     def quantised(self) -> Quantised:
@@ -88,3 +84,6 @@ class QuantisedHost(LinearHost):
 
     def restore_weight(self, stored: Any) -> None:
         self.quantised.put(stored)
+
+    def weight_tensors(self) -> list[Tensor]:
+        return self.quantised.tensors()

@@ -43,7 +43,7 @@ class Quantised:
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Make calls of the layer differentiable, once, before an adapter is put on it."""
+        """Keep calls of the layer differentiable: in a model with adapters, whether or not one is on this layer."""
 
     def dequantise(self) -> Tensor:
         """Return the weight (n, D) as floating-point numbers."""
@@ -56,6 +56,10 @@ class Quantised:
     def take(self) -> nn.Parameter:
         """Return the quantised weight, with all that belongs to it, to be kept."""
         return self.layer.weight
+
+    def tensors(self) -> list[Tensor]:
+        """Return all that the quantised weight consists of, as plain tensors."""
+        raise NotImplementedError
 
     def put(self, parameter: nn.Parameter) -> None:
         """Give the layer a quantised weight, on the device of its present one."""
@@ -92,6 +96,10 @@ class Bnb8bit(Quantised):
     def take(self) -> nn.Parameter:
         own = self.layer.weight
         return self._parameter(own.data) if own.is_floating_point() else self._parameter(own.data, self._scales())
+
+    def tensors(self) -> list[Tensor]:
+        data: Tensor = self.layer.weight.data
+        return [data] if data.is_floating_point() else [data, self._scales()]
 
     def put(self, parameter: nn.Parameter) -> None:
         super().put(parameter)
@@ -132,6 +140,11 @@ class Bnb4bit(Quantised):
         settings = {name: getattr(own, name) for name in names}
         return type(own)(weight.cpu(), requires_grad=False, **settings).to(own.device)  # the move quantises
 
+    def tensors(self) -> list[Tensor]:
+        state = self._state
+        nested = [state.offset, state.state2.absmax] if state.nested else []
+        return [self.layer.weight.data, state.absmax, *nested]
+
     def put(self, parameter: nn.Parameter) -> None:
         super().put(parameter)
         self.layer.weight.module = self.layer
@@ -160,6 +173,9 @@ class QuantisedTensor(Quantised):
     def quantise(self, weight: Tensor) -> nn.Parameter:
         own = self.layer.weight
         return nn.Parameter(_TORCHAO[type(own).__name__](own, weight), requires_grad=False)
+
+    def tensors(self) -> list[Tensor]:
+        return [getattr(self.layer.weight, name) for name in self.layer.weight.__tensor_flatten__()[0]]
 
     def put(self, parameter: nn.Parameter) -> None:
         moved = parameter.to(self.layer.weight.device)
