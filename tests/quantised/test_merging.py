@@ -180,7 +180,7 @@ def test_a_packed_layer_is_refused_before_any_layer_is_merged(kind: str, method:
     model = nn.Sequential(nn.Linear(IN, IN), packed)
     before = model[0].weight.detach().clone()
     model = peft.get_peft_model(model, config("goft", target_modules=["0", "1"], init_weights=False))
-    with pytest.raises(InputError, match=r"cannot be merged into layer '1', a \w*PackedLinear: .* unmerged"):
+    with pytest.raises(InputError, match=r"cannot be merged into layer '1': it is a \w*PackedLinear, .* unmerged"):
         getattr(model, method)()
     assert torch.equal(model.base_model.model[0].get_base_layer().weight, before)
     with pytest.raises(InputError, match="layer '1'"):

@@ -139,6 +139,13 @@ class AdapterModel(BaseTuner):
             if isinstance(layer, AdapterLayer):
                 layer.check_mergeable(layer.own_adapters(adapter_names or layer.active_adapters))
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """See PEFT, which when unloading gives the base layer its own ``weight`` anew; not every layer has one."""
+        if isinstance(child, AdapterLayer) and new_module is child.get_base_layer():
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """See PEFT, which calls this around a forward pass: takes ``adapter_names``, one for each sample."""
