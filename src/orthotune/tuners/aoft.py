@@ -18,6 +18,7 @@ from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost
 from orthotune.tuners.layer import AdapterLayer
 from orthotune.tuners.model import AdapterModel
+from orthotune.tuners.quantised import QuantisedHost
 
 
 @dataclass
@@ -143,10 +144,14 @@ class AOFTLinear(AOFTLayer, LinearHost):
             base = self.get_base_layer()
             y = approx_orthogonal.linear_with_update(z, self.to_matrix(base.weight), base.bias, *terms.pop(0))
         else:
-            y = self.base_layer(x, *args, **kwargs)
+            y = self.run_base(x, *args, **kwargs)
         for term in terms:
             y = approx_orthogonal.add_update(y, z, *term)
         return y
+
+
+class AOFTQuantisedLinear(QuantisedHost, AOFTLinear):
+    """Adds the update to the layer's output."""
 
 
 class AOFTConv2d(AOFTLayer, Conv2dHost):
@@ -167,6 +172,7 @@ class AOFTModel(AdapterModel):
     tuner_layer_cls = AOFTLayer
     layer_classes: ClassVar[dict[type[AdapterLayer], type[AdapterLayer]]] = {
         LinearHost: AOFTLinear,
+        QuantisedHost: AOFTQuantisedLinear,
         Conv2dHost: AOFTConv2d,
     }
 

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import InputError
 from orthotune.tuners.layer import base_of
+from orthotune.tuners.quantisers import as_quantised
 
 # name of the fused layer -> its equal parts, in the order of its outputs
 FUSED_PARTS: dict[str, tuple[str, ...]] = {
@@ -107,6 +108,11 @@ def targeted_parts(model: nn.Module, config: PeftConfig) -> dict[str, tuple[str,
             raise InputError(
                 f"target_modules names a part ({', '.join(parts)}) of {name!r}, which another adapter already adapts "
                 "as a whole: let both adapters target the parts, or both the whole"
+            )
+        if as_quantised(module) is not None:
+            raise InputError(
+                f"target_modules names a part ({', '.join(parts)}) of {name!r}, whose quantised weight cannot be cut "
+                "in parts: target the whole layer, or leave it out of the quantisation"
             )
         if isinstance(module, nn.Linear | Conv1D) and _out_features(module) % len(parts) == 0:
             found[name] = parts

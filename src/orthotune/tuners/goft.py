@@ -21,6 +21,7 @@ from orthotune.tuners.hosts import Conv2dHost, LinearHost
 from orthotune.tuners.layer import AdapterLayer
 from orthotune.tuners.loss import add_to_loss
 from orthotune.tuners.model import AdapterModel
+from orthotune.tuners.quantised import QuantisedHost
 
 
 @dataclass
@@ -170,7 +171,7 @@ class GOFTLinear(GOFTLayer, LinearHost):
                 x = x * self.parameter("goft_scale", adapter).to(x.dtype)
         scales = [a for a in adapters if self.adapter_options[a].scale == "output"]
         if not scales:
-            return self.base_layer(x, *args, **kwargs)
+            return self.run_base(x, *args, **kwargs)
         y = self.base_linear(x)
         for adapter in scales:
             y = y * self.parameter("goft_scale", adapter).to(y.dtype)
@@ -180,6 +181,10 @@ class GOFTLinear(GOFTLayer, LinearHost):
     def _is_one_tree(self, adapter: str) -> bool:
         config = self.adapter_options[adapter]
         return config.layout == [(0, False)] and config.scale is None
+
+
+class GOFTQuantisedLinear(QuantisedHost, GOFTLinear):
+    """Rotates the activations, before a call of the layer."""
 
 
 class GOFTConv2d(GOFTLayer, Conv2dHost):
@@ -200,6 +205,7 @@ class GOFTModel(AdapterModel):
     tuner_layer_cls = GOFTLayer
     layer_classes: ClassVar[dict[type[AdapterLayer], type[AdapterLayer]]] = {
         LinearHost: GOFTLinear,
+        QuantisedHost: GOFTQuantisedLinear,
         Conv2dHost: GOFTConv2d,
     }
 

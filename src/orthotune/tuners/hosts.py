@@ -9,15 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from orthotune.errors import InputError
 from orthotune.ops import plan
 from orthotune.ops.precision import layer_dtype
-from orthotune.tuners.fused import FUSED_PARTS
-from orthotune.tuners.layer import AdapterLayer, base_of
-
-
-class UnsupportedLayerError(InputError, TypeError):
-    """A layer that no adapter of this package can be put on."""
+from orthotune.tuners.layer import AdapterLayer
 
 
 class LinearHost(AdapterLayer):
@@ -54,9 +48,11 @@ class LinearHost(AdapterLayer):
 
     def is_fusable(self, x: Tensor) -> bool:
         """Whether the product of ``x`` with the frozen weight may be taken inside a method's own operator."""
+        if not self.is_plain:
+            return False
         weight = self.get_base_layer().weight
         ordinary = type(weight) in (nn.Parameter, Tensor)  # FSDP's forward has views in place of parameters
-        return self.is_plain and ordinary and not weight.requires_grad and x.dtype == weight.dtype
+        return ordinary and not weight.requires_grad and x.dtype == weight.dtype
 
     def may_keep_merged(self) -> bool:
         """In evaluation without gradients: the adapted weight is made once, and costs one copy of the weight.
@@ -83,14 +79,19 @@ class LinearHost(AdapterLayer):
         weight, bias = self._merged_weight.get([self.adapter_options[a] for a in adapters], tensors, make)
         return F.linear(x.to(layer_dtype(x)), weight, bias)
 
+    def run_base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the base layer's output."""
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        return y
+
     def base_linear(self, x: Tensor) -> Tensor:
         """Return ``x W``, the base layer without its bias."""
         base = self.get_base_layer()
         if self.is_plain:
             dtype = layer_dtype(x)
             return F.linear(x.to(dtype), self.to_matrix(base.weight).to(dtype))
-        y = self.base_layer(x)
-        return y if base.bias is None else y - base.bias
+        y = self.run_base(x)
+        return y if base.bias is None else y - base.bias.to(y.dtype)
 
 
 class Conv2dHost(AdapterLayer):
@@ -137,49 +138,3 @@ class NormHost(AdapterLayer):
     def channels_first(self) -> bool:  # type: ignore[override]
         base = self.get_base_layer()
         return isinstance(base, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) or type(base).__name__.endswith("2d")
-
-
-def host_of(module: nn.Module, name: str) -> type[AdapterLayer]:
-    """Return the host class for a base layer.
-
-    Raises UnsupportedLayerError, naming the layer, its type and what is supported.
-    """
-    base = base_of(module)
-    if isinstance(base, nn.Linear | Conv1D):
-        return LinearHost
-    if isinstance(base, nn.Conv2d):
-        if base.groups != 1:
-            raise UnsupportedLayerError(
-                f"layer {name!r} is a Conv2d with groups={base.groups}; only groups=1 is supported: leave it out of "
-                "target_modules or name it in exclude_modules"
-            )
-        if module is not base:
-            raise UnsupportedLayerError(
-                f"layer {name!r} is a Conv2d that carries an adapter of another method ({type(module).__name__}); "
-                "put the two on different convolutions"
-            )
-        return Conv2dHost
-    weight = getattr(base, "weight", None)
-    if "norm" in type(base).__name__.lower() and isinstance(weight, nn.Parameter) and weight.ndim == 1:
-        return NormHost
-    raise UnsupportedLayerError(
-        f"layer {name!r} is a {type(base).__name__}, which is not supported: adapters go on nn.Linear, transformers' "
-        "Conv1D, nn.Conv2d without groups and (RLRR) normalisations that have a weight; narrow target_modules or name "
-        "it in exclude_modules"
-    )
-
-
-def check_is_called(parent: nn.Module, name: str) -> None:
-    """Raise UnsupportedLayerError if ``parent`` computes with the weight of its layer ``name`` without calling it.
-
-    An adapter on such a layer would silently do nothing: ``nn.MultiheadAttention``, and timm's attention modules that
-    keep the biases of a fused projection apart (BEiT, EVA, Swin v2).
-    """
-    bypassed = isinstance(parent, nn.MultiheadAttention)
-    if name.rpartition(".")[2] in FUSED_PARTS:
-        bypassed = bypassed or getattr(parent, "q_bias", None) is not None
-    if bypassed:
-        raise UnsupportedLayerError(
-            f"layer {name!r} belongs to a {type(parent).__name__}, which uses its weight without calling it, so an "
-            "adapter would do nothing; name it in exclude_modules"
-        )

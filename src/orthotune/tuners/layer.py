@@ -9,18 +9,18 @@ Several active adapters act one after the other on the weight, in the order of `
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from orthotune.errors import InputError
 from orthotune.ops.precision import compute_dtype
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.merged_weight import MergedWeight
+from orthotune.tuners.merging import MergingLayer
 
 if TYPE_CHECKING:
     from orthotune.tuners.combining import Combination
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BASE = "__base__"  # PEFT's name, among those of a batch's samples, for no adapter
 
 
-class AdapterLayer(nn.Module, BaseTunerLayer):
+class AdapterLayer(nn.Module, MergingLayer):
     """A base layer and its adapters.
 
     Attributes:
@@ -62,8 +62,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             setattr(self, name, nn.ParameterDict({}))
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        # what merging replaced, so that unmerging gives back the same bits: weight, bias, checksum of the merged weight
-        self._before_merge: tuple[Tensor, Tensor | None, int] | None = None
         self._merged_weight = MergedWeight()
         self._holders: dict[tuple[str, str], AdapterLayer] = {}  # of parameters shared with other layers
         self.shared: dict[Hashable, AdapterLayer] = {}  # see :meth:`share`
@@ -109,10 +107,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Return W* and b*; for a method whose b* depends on W."""
         return self.adapt_matrix(matrix, adapter), self.adapt_bias(bias, adapter)
 
-    def merge_obstacle(self, adapter: str) -> str | None:
-        """Say why an adapter cannot be merged into the layer; None if it can."""
-        return None
-
     def neutral(self, name: str, adapter: str) -> Tensor | float:
         """Return the value of a parameter that leaves the layer as it is, around which ``Linear`` combines."""
         return 0.0
@@ -152,7 +146,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def adapted_weight(self, adapters: list[str]) -> tuple[Tensor, Tensor | None]:
         """Return the base layer's weight and bias with the adapters in them, at least float32, in the base layout."""
         base = self.get_base_layer()
-        matrix = self.to_matrix(base.weight)
+        matrix = self.to_matrix(self.base_weight())
         matrix = matrix.to(compute_dtype(matrix.dtype))
         bias = getattr(base, "bias", None)
         bias = None if bias is None else bias.to(matrix.dtype)
@@ -216,72 +210,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             self._merged_weight.clear()
         return super().train(mode)
 
-    def check_mergeable(self, adapters: list[str]) -> None:
-        """Raise InputError if one of the adapters has no merged form."""
-        for adapter in adapters:
-            if obstacle := self.merge_obstacle(adapter):
-                raise InputError(f"adapter {adapter!r} cannot be merged into layer {self.module_name!r}: {obstacle}")
-
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write the adapters into the base weight. The weight before is kept, so :meth:`unmerge` is exact.
-
-        Args:
-            safe_merge: refuse a result that is not finite, leaving the layer as it was.
-            adapter_names: which adapters; by default the active ones.
-
-        Raises InputError, a ValueError, if an adapter has no merged form or ``safe_merge`` finds a NaN or an infinity.
-        """
-        adapters = self.own_adapters(check_adapters_to_merge(self, adapter_names))
-        if not adapters:
-            return
-        self.check_mergeable(adapters)
-        if isinstance(self.base_layer, BaseTunerLayer) and not self.base_layer.merged:
-            # another method's adapter lies beneath this one, which acts on its result
-            self.base_layer.merge(safe_merge=safe_merge)
-        base = self.get_base_layer()
-        self._merged_weight.clear()
-        weight, bias = self.adapted_weight(adapters)
-        weight = weight.to(base.weight.dtype).contiguous()
-        if safe_merge and not all(t.isfinite().all() for t in (weight, bias) if t is not None):
-            raise InputError(
-                f"NaNs detected in the merged weights. The adapter {', '.join(adapters)} seems to be broken in layer "
-                f"{self.module_name!r}; nothing was merged into it. Load a checkpoint from before the loss diverged"
-            )
-        if self._before_merge is None:
-            before = base.weight.data, None if bias is None else base.bias.data
-        else:
-            before = self._before_merge[:2]
-        base.weight.data = weight
-        if bias is not None:
-            base.bias.data = bias.to(base.bias.dtype)
-        self._before_merge = (*before, _checksum(weight))
-        self.merged_adapters.extend(adapters)
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Give the base weight back, bit for bit.
-
-        If something else has changed the weight since (another method merged into it), the change is kept and the
-        adapters' part is subtracted instead, which rounds.
-        """
-        if not self.merged or self._before_merge is None:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        base = self.get_base_layer()
-        weight, bias, checksum = self._before_merge
-        current, current_bias = base.weight.data, None if bias is None else base.bias.data
-        base.weight.data = weight.to(current)
-        if bias is not None:
-            base.bias.data = bias.to(current_bias)
-        if _checksum(current) != checksum:
-            merged, merged_bias = self.adapted_weight(self.own_adapters(self.merged_adapters))
-            base.weight.data = (current - (merged - base.weight)).to(current.dtype)
-            if bias is not None and merged_bias is not None:
-                base.bias.data = (current_bias - (merged_bias - base.bias)).to(current.dtype)
-        self._before_merge = None
-        self.merged_adapters = []
-
     def __repr__(self) -> str:
         return f"{self.method}.{super().__repr__()}"
 
@@ -296,9 +224,3 @@ def _in_order(parts: Sequence[Any], order: Tensor) -> Any:
     if isinstance(parts[0], tuple):
         return tuple(_in_order(column, order) for column in zip(*parts, strict=True))
     return None if parts[0] is None else torch.cat(list(parts))[order]
-
-
-def _checksum(weight: Tensor) -> int:
-    """Sum a tensor's bits as integers: exact, whatever the order of summation."""
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
-    return int(weight.contiguous().view(kind).sum(dtype=torch.int64).item())

@@ -23,8 +23,9 @@ from orthotune.tuners.fused import (
     split_fused_projections,
     targeted_parts,
 )
-from orthotune.tuners.hosts import UnsupportedLayerError, check_is_called, host_of
 from orthotune.tuners.layer import AdapterLayer, base_of
+from orthotune.tuners.quantisers import as_quantised
+from orthotune.tuners.supported import UnsupportedLayerError, check_is_called, host_of
 
 # queries and values, as PEFT does for LoRA, with the vision transformers that its table leaves out
 _QUERY_VALUE = ["q", "v", "query", "value", "q_proj", "v_proj"]
@@ -142,6 +143,13 @@ class AdapterModel(BaseTuner):
             if isinstance(layer, AdapterLayer):
                 layer.check_mergeable(layer.own_adapters(adapter_names or layer.active_adapters))
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """See PEFT, which when unloading gives the base layer its own ``weight`` anew; not every layer has one."""
+        if isinstance(child, AdapterLayer) and new_module is child.get_base_layer():
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """See PEFT, which calls this around a forward pass: takes ``adapter_names``, one for each sample."""
@@ -184,6 +192,10 @@ class AdapterModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """See PEFT; an error about target modules that match nothing also gives the nearest names there are."""
+        for module in model.modules():
+            quantised = as_quantised(module)
+            if quantised is not None:
+                quantised.prepare()
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:

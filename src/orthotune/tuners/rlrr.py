@@ -20,6 +20,7 @@ from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost, NormHost
 from orthotune.tuners.layer import AdapterLayer
 from orthotune.tuners.model import AdapterModel
+from orthotune.tuners.quantised import QuantisedHost
 
 STARTS = ("paper", "normal", "uniform", "constant", "zero")
 
@@ -142,33 +143,32 @@ class RLRRLinear(RLRRLayer, LinearHost):
         return rescaling.rescaled_linear(x, weight, bias, left, right, config.residual)
 
     def _activation_side(self, x: Tensor, adapters: list[str]) -> Tensor:
-        """Return x W* from calls of the base layer alone: x (S (.) W) = sum_k ((x (.) left_k) W) (.) right_k."""
-        *before, last = adapters
-        config = self.adapter_options[last]
-        dtype = layer_dtype(x)
-        left, right = (factor.to(dtype) for factor in self.factors(last, dtype))
-        x = x.to(dtype)
-
-        def inner(z: Tensor) -> Tensor:
-            return self._without_bias(z, before) if before else self.base_linear(z)
-
-        if config.multiply_base:
-            y = sum(
-                (inner(x * column) * row for column, row in zip(left.T, right, strict=True)),
-                start=x.new_zeros(()),
-            )
-        else:
-            y = x @ left @ right
-        if config.residual:
-            y = y + inner(x)
+        """Return x W* + b* from calls of the base layer alone."""
+        y = self._product(x.to(layer_dtype(x)), adapters)
         bias = self.get_base_layer().bias
         for adapter in adapters:
             bias = self.adapt_bias(bias, adapter)
         return y if bias is None else y + bias.to(y.dtype)
 
-    def _without_bias(self, x: Tensor, adapters: list[str]) -> Tensor:
-        zero = x.new_zeros(1, self.in_features)
-        return self._activation_side(x, adapters) - self._activation_side(zero, adapters)
+    def _product(self, x: Tensor, adapters: list[str]) -> Tensor:
+        """Return x W*: with S = left right, x (S (.) W) = sum_k ((x (.) left_k) W) (.) right_k."""
+        if not adapters:
+            return self.base_linear(x)
+        *before, last = adapters
+        config = self.adapter_options[last]
+        left, right = (factor.to(x.dtype) for factor in self.factors(last, x.dtype))
+        if config.multiply_base:
+            y = sum(
+                (self._product(x * column, before) * row for column, row in zip(left.T, right, strict=True)),
+                start=x.new_zeros(()),
+            )
+        else:
+            y = x @ left @ right
+        return y + self._product(x, before) if config.residual else y
+
+
+class RLRRQuantisedLinear(QuantisedHost, RLRRLinear):
+    """Calls the layer on rescaled activations: r times, and once more for the residual."""
 
 
 class RLRRConv2d(RLRRLayer, Conv2dHost):
@@ -226,6 +226,7 @@ class RLRRModel(AdapterModel):
     tuner_layer_cls = RLRRLayer
     layer_classes: ClassVar[dict[type[AdapterLayer], type[AdapterLayer]]] = {
         LinearHost: RLRRLinear,
+        QuantisedHost: RLRRQuantisedLinear,
         Conv2dHost: RLRRConv2d,
         NormHost: RLRRNorm,
     }
