@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import InputError
 from orthotune.ops import plan
-from orthotune.ops.precision import layer_dtype
+from orthotune.ops.precision import compute_dtype, layer_dtype
 from orthotune.tuners.fused import FUSED_PARTS
 from orthotune.tuners.layer import AdapterLayer, base_of
 
@@ -82,6 +82,18 @@ class LinearHost(AdapterLayer):
         tensors += [base.weight] if base.bias is None else [base.weight, base.bias]
         weight, bias = self._merged_weight.get([self.adapter_options[a] for a in adapters], tensors, make)
         return F.linear(x.to(layer_dtype(x)), weight, bias)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """See PEFT: for an adapter that leaves the bias alone, which the converter would drop in silence."""
+        bias = self.get_base_layer().bias
+        return bias is None or not self.own_adapters([adapter_name]) or self.adapt_bias(bias, adapter_name) is bias
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Return W* - W in the base layout, at least float32; zero where this layer does not have the adapter."""
+        weight = self.get_base_layer().weight
+        if not self.own_adapters([adapter]):
+            return torch.zeros_like(weight, dtype=compute_dtype(weight.dtype))
+        return self.weight_change(adapter)[0].to(compute_dtype(weight.dtype))
 
     def base_linear(self, x: Tensor) -> Tensor:
         """Return ``x W``, the base layer without its bias."""
