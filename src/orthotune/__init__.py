@@ -9,6 +9,7 @@ from typing import Any
 
 from orthotune.diagnostics import orthogonality_defect, regularization_loss
 from orthotune.errors import InputError
+from orthotune.exporting import export_to_lora
 from orthotune.methods import METHODS
 from orthotune.tuners import split_fused_projections
 from orthotune.tuners.aoft import AOFTConfig, AOFTModel
@@ -26,6 +27,7 @@ __all__ = [
     "RLRRConfig",
     "RLRRModel",
     "__version__",
+    "export_to_lora",
     "orthogonality_defect",
     "regularization_loss",
     "split_fused_projections",

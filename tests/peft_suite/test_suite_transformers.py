@@ -2,8 +2,8 @@
 
 The models are small random ones made here, under the names that PEFT's tests take from the Hub; the targets are the
 default ones of each model. Left out: tests that are not parametrised over methods but name one, and those of prompt
-learning, of batches that mix adapters, of weighted combinations and of conversion to LoRA, which skip every method that
-does not have them. From ``test_low_level_api.py`` comes the test that injects an adapter as a state dict describes it.
+learning, of batches that mix adapters and of weighted combinations, which skip every method that does not have them.
+From ``test_low_level_api.py`` comes the test that injects an adapter as a state dict describes it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ LEFT_OUT = {
         "written for LoRA and RoAd alone; tests/tuners has ours",
     ),
     "test_weighted_combination_of_adapters": "weighted combinations",
-    "test_lora_conversion": "conversion to LoRA",
 }
 
 

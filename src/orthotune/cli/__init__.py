@@ -1,4 +1,4 @@
-"""The command line: ``orthotune fit | evaluate | predict | merge | methods | demo``."""
+"""The command line: ``orthotune fit | evaluate | predict | merge | export | import | push | methods | demo``."""
 
 from orthotune.cli.main import main
 

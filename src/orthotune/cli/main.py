@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from keyword import iskeyword
 
 from orthotune.errors import InputError
 from orthotune.methods import near
@@ -14,6 +15,9 @@ COMMANDS = {
     "evaluate": "accuracy of a finished run on a split of a folder",
     "predict": "class and probability of single images",
     "merge": "write the plain model with the adapter merged into its weights",
+    "export": "write a run as a plain LoRA, ONNX, torch.export or a folder for the Hub",
+    "import": "make an adapter of a checkpoint of the RLRR authors' code",
+    "push": "upload a run's adapter and its model card to the Hub",
     "methods": "list the methods, or the adapter fields of one of them",
     "parameters": "how many parameters each method trains, beside the papers' figures",
     "demo": "all methods on real images in about a minute; needs no network and no data",
@@ -60,5 +64,5 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise InputError(f"command {name!r} is unknown; {near(name, COMMANDS)}")
-    command: Callable[[list[str]], int] = import_module(f"orthotune.cli.{name}").run
+    command: Callable[[list[str]], int] = import_module(f"orthotune.cli.{name}{'_' * iskeyword(name)}").run
     return command(rest)

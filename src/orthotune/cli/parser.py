@@ -104,6 +104,16 @@ def add_run_options(parser: Parser) -> None:
     parser.option(parser, "--quiet", bool, False, "no progress bars")
 
 
+def add_base_options(parser: Parser, required: bool) -> None:
+    """The options that name a base model where there is no run to take it from."""
+    parser.option(
+        parser, "--model", str | None, None, "timm name, or transformers hub id or directory", required=required
+    )
+    parser.option(parser, "--weights", str | None, None, "file of the base weights instead of the hub's")
+    parser.option(parser, "--image-size", int | None, None, "pixels a side, if not the model's own")
+    parser.option(parser, "--model-args", dict[str, Any], {}, "further arguments of the architecture")
+
+
 def check_new_file(path: str | None, overwrite: bool) -> None:
     """InputError unless ``path`` (if any) can be written without replacing anything, or ``overwrite``."""
     if path is None:

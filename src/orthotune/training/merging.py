@@ -77,7 +77,7 @@ def merged_module(model: AdaptedModel, seed: int = 0) -> tuple[nn.Module, float]
         plain = _unload(adapted) if get_method(model.method).is_adapter else adapted
         after = classifier.logits(plain.eval(), images)
     check_finite(plain.state_dict(), "the merged model")
-    difference = _relative(before, after)
+    difference = relative_difference(before, after)
     if not difference <= TOLERANCE:
         raise InputError(
             f"the merged model differs from the adapted one by {difference:.2g} of the largest logit "
@@ -95,7 +95,8 @@ def _unload(module: Any) -> nn.Module:
         raise InputError(f"the adapter cannot be merged: {' '.join(str(error).split())}") from error
 
 
-def _relative(before: Tensor, after: Tensor) -> float:
+def relative_difference(before: Tensor, after: Tensor) -> float:
+    """Return the largest difference between two batches of logits, relative to the largest logit of the first."""
     scale = before.abs().max().clamp_min(1e-6)
     return ((after - before).abs().max() / scale).item()
 

@@ -121,6 +121,13 @@ class AOFTLayer(AdapterLayer):
             matrix = matrix + approx_orthogonal.update(*term)
         return matrix
 
+    def low_rank_change(self, adapter: str) -> tuple[Tensor, Tensor]:
+        rank = self.adapter_options[adapter].r
+        terms = self.terms(adapter, torch.float64)
+        a = [scale[:, None] * approx_orthogonal.dense(down, rank).T for down, _, scale in terms]
+        b = [approx_orthogonal.dense(up, rank) for _, up, _ in terms]
+        return torch.cat(a), torch.cat(b, dim=1)
+
     def defect(self, adapter: str) -> float:
         """Return max |P^T P - I| over the projections."""
         rank = self.adapter_options[adapter].r

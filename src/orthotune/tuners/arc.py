@@ -70,6 +70,10 @@ class ARCLinear(LinearHost):
             bias = bias + matrix @ self.parameter("arc_shift", adapter, matrix.dtype)
         return matrix + self._mapped(matrix, adapter, matrix.dtype), bias
 
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """See PEFT: a shift of the input would change the bias."""
+        return super().supports_lora_conversion(adapter_name) and not self.has_shift(adapter_name)
+
     def _mapped(self, x: Tensor, adapter: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return x A diag(c) A^T, (..., D)."""
         projection = self.parameter("arc_projection", adapter, dtype)

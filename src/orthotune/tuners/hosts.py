@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from orthotune.ops import plan
-from orthotune.ops.precision import layer_dtype
+from orthotune.ops.precision import compute_dtype, layer_dtype
 from orthotune.tuners.layer import AdapterLayer
 
 
@@ -83,6 +83,21 @@ class LinearHost(AdapterLayer):
         """Return the base layer's output."""
         y: Tensor = self.base_layer(x, *args, **kwargs)
         return y
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """See PEFT: for an adapter that leaves the bias alone, which the converter would drop in silence."""
+        if not self.own_adapters([adapter_name]):
+            return True
+        bias = self.get_base_layer().bias
+        alone = bias is None or self.adapt_bias(bias, adapter_name) is bias
+        return alone and self.merge_obstacle(adapter_name) is None
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Return W* - W in the base layout, at least float32; zero where this layer does not have the adapter."""
+        weight = self.get_base_layer().weight
+        if not self.own_adapters([adapter]):
+            return torch.zeros_like(weight, dtype=compute_dtype(weight.dtype))
+        return self.weight_change(adapter)[0].to(compute_dtype(weight.dtype))
 
     def base_linear(self, x: Tensor) -> Tensor:
         """Return ``x W``, the base layer without its bias."""

@@ -111,6 +111,10 @@ class AdapterLayer(nn.Module, MergingLayer):
         """Return the value of a parameter that leaves the layer as it is, around which ``Linear`` combines."""
         return 0.0
 
+    def low_rank_change(self, adapter: str) -> tuple[Tensor, Tensor] | None:
+        """Return A (k, D) and B (n, k), float64, with W* = W + B A, if the method has such factors."""
+        return None
+
     # Shared by all
 
     def update_layer(self, adapter_name: str, config: AdapterConfig) -> None:
@@ -143,16 +147,41 @@ class AdapterLayer(nn.Module, MergingLayer):
         wanted = compute_dtype(value.dtype)
         return value.to(wanted if dtype is None else torch.promote_types(wanted, dtype))
 
-    def adapted_weight(self, adapters: list[str]) -> tuple[Tensor, Tensor | None]:
-        """Return the base layer's weight and bias with the adapters in them, at least float32, in the base layout."""
+    def adapted_weight(self, adapters: list[str], dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the base layer's weight and bias with the adapters in them, at least float32, in the base layout.
+
+        ``dtype`` says what to compute in instead: float32 or float64.
+        """
         base = self.get_base_layer()
         matrix = self.to_matrix(self.base_weight())
-        matrix = matrix.to(compute_dtype(matrix.dtype))
+        matrix = matrix.to(compute_dtype(matrix.dtype) if dtype is None else dtype)
         bias = getattr(base, "bias", None)
         bias = None if bias is None else bias.to(matrix.dtype)
         for adapter in adapters:
             matrix, bias = self.adapt(matrix, bias, adapter)
         return self.from_matrix(matrix), bias
+
+    @torch.no_grad()
+    def weight_change(self, adapter: str) -> tuple[Tensor, Tensor | None]:
+        """Return W* - W and b* - b (None without a bias) of one adapter alone, float64, in the base layout.
+
+        Raises InputError for an adapter that has no merged form, while one is merged, and over a quantised weight.
+        """
+        base = self.get_base_layer()
+        self.check_mergeable([adapter])
+        if self.merged:
+            raise InputError(f"layer {self.module_name!r} has adapters merged into it: call unmerge_adapter() first")
+        if not base.weight.is_floating_point():
+            raise InputError(
+                f"layer {self.module_name!r} has a quantised weight ({base.weight.dtype}): load the base model in "
+                "floating point to compute the adapter's change of it"
+            )
+        weight, bias = self.adapted_weight([adapter], torch.float64)
+        return weight - base.weight, None if bias is None else bias - base.bias
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Whether PEFT's own converter to LoRA carries this layer's adapter whole; :func:`export_to_lora` asks less."""
+        return False
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the base layer with the active adapters, if any are enabled and not merged.

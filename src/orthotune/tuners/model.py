@@ -44,7 +44,9 @@ class AdapterModel(BaseTuner):
     def _prepare_model(self, peft_config: AdapterConfig, model: nn.Module) -> None:
         """Check every targeted layer before any is touched, then split the fused ones."""
         _maybe_include_all_linear_layers(peft_config, model)
-        targets = {name: module for name, module in outside_adapters(model) if is_targeted(peft_config, name)}
+        targets = {
+            name: module for name, module in modules_outside(model, BaseTunerLayer) if is_targeted(peft_config, name)
+        }
         for name, module in targets.items():
             if not isinstance(module, nn.Identity):
                 self._check_layer(peft_config, model, name)
@@ -205,12 +207,12 @@ class AdapterModel(BaseTuner):
             raise type(error)(f"{error} {_near_names(model, targets)}") from None
 
 
-def outside_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the model's modules by name, leaving out the root and what lies inside adapter layers."""
+def modules_outside(model: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the model's modules by name, leaving out the root and what lies inside modules of these ``kinds``."""
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if name and not name.startswith(inside or "\0"):
-            if isinstance(module, BaseTunerLayer):
+            if isinstance(module, kinds):
                 inside = (*inside, f"{name}.")
             yield name, module
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from orthotune.errors import InputError
@@ -13,7 +14,7 @@ from orthotune.tuners.blocks import width_of
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.fused import is_targeted
 from orthotune.tuners.layer import AdapterLayer, base_of
-from orthotune.tuners.model import AdapterModel, outside_adapters
+from orthotune.tuners.model import AdapterModel, modules_outside
 
 
 @dataclass
@@ -70,7 +71,7 @@ class ModuleModel(AdapterModel):
 
     def targets(self, peft_config: Any, model: nn.Module) -> list[str]:
         """Return the names of the targeted modules, in the model's order."""
-        return [name for name, _ in outside_adapters(model) if is_targeted(peft_config, name)]
+        return [name for name, _ in modules_outside(model, BaseTunerLayer) if is_targeted(peft_config, name)]
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         """See PEFT, which would look the targets up by the type of the model."""

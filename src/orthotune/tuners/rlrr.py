@@ -123,6 +123,12 @@ class RLRRLayer(ShiftLayer):
 class RLRRLinear(RLRRLayer, LinearHost):
     """One product with W*, which the backward rebuilds; over another method's adapter, r products with rescaled x."""
 
+    def low_rank_change(self, adapter: str) -> tuple[Tensor, Tensor] | None:
+        if self.adapter_options[adapter].multiply_base:
+            return None
+        left, right = self.factors(adapter, torch.float64)
+        return left.T, right.T
+
     def adapted_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
         if not self.is_plain:
             return self._activation_side(x, adapters)
