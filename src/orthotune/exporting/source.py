@@ -40,12 +40,12 @@ def open_adapter(
         weights=weights,
         model_args=model_args,
     )
-    return load_trained(classifier, _method(config), folder)
+    return load_trained(classifier, _method(config), {}, folder)
 
 
 def _method(config: PeftConfig) -> str:
     for name, method in METHODS.items():
-        if method.config is not None and type(config) is method.config_class():
+        if method.is_adapter and type(config) is method.config_class():
             return name
     raise InputError(f"the adapter's method {config.peft_type.value} is not one that orthotune knows")
 

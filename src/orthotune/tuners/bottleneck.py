@@ -24,6 +24,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "none": lambda z: z,
 }
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "none": lambda z: z,
+}
 
 
 @dataclass
