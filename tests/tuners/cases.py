@@ -23,8 +23,8 @@ from orthotune.methods import METHODS
 from orthotune.models.targets import resolve_targets
 from orthotune.tuners._registration import tuner_of
 from orthotune.tuners.config import AdapterConfig
-from orthotune.tuners.hosts import UnsupportedLayerError, host_of
 from orthotune.tuners.layer import AdapterLayer
+from orthotune.tuners.supported import UnsupportedLayerError, host_of
 
 OWN = {name: method for name, method in METHODS.items() if method.is_own}
 SMALL = 3  # ranks and the like: the models below are small
