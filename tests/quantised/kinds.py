@@ -12,8 +12,35 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from orthotune import AOFTConfig, GOFTConfig, RLRRConfig
+
 # not powers of two; rows of whole blocks of 64, or bitsandbytes (0.50, on a CPU) dequantises 4-bit weights wrongly
 IN, OUT = 192, 40
+
+#: one configuration of each way to compute
+CONFIGS: dict[str, tuple[type, dict[str, Any]]] = {
+    "goft": (GOFTConfig, {}),
+    "goft-output-scale": (GOFTConfig, {"scale": "output"}),
+    "goft-input-scale": (GOFTConfig, {"scale": "input"}),
+    "goft-3-trees": (GOFTConfig, {"num_trees": 3}),
+    "qgoft": (GOFTConfig, {"quasi": True}),
+    "qgoft-output-scale": (GOFTConfig, {"quasi": True, "scale": "output"}),
+    "rlrr": (RLRRConfig, {}),
+    "rlrr-r3": (RLRRConfig, {"r": 3}),
+    "rlrr-left": (RLRRConfig, {"right": False}),
+    "rlrr-no-residual": (RLRRConfig, {"residual": False, "r": 2}),
+    "rlrr-without-w": (RLRRConfig, {"multiply_base": False, "r": 2}),
+    "rlrr-no-shift": (RLRRConfig, {"shift": False}),
+    "aoft": (AOFTConfig, {"r": 3}),
+    "aoft-no-scale": (AOFTConfig, {"r": 3, "learn_scale": False}),
+}
+
+
+def config(name: str, **kwargs: Any) -> Any:
+    """Make a fresh configuration of one of the cases."""
+    cls, defaults = CONFIGS[name]
+    return cls(**{**defaults, **kwargs})
+
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # float32 inputs are cast on the way in, as it should be
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 import reference
 from orthotune import InputError
-from quantised.kinds import IN, KINDS, MERGEABLE, OUT, dense_weight, need, quantised
+from quantised.kinds import IN, KINDS, MERGEABLE, OUT, config, dense_weight, need, quantised
 from quantised.test_reference import adapted
-from tuners.cases import config
 from tuners.test_reference import dense_layer
 
 METHODS = ["goft", "qgoft-output-scale", "rlrr", "rlrr-without-w", "aoft"]

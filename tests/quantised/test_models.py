@@ -16,9 +16,8 @@ from torch import nn
 
 import orthotune
 from orthotune import InputError
-from quantised.kinds import KINDS, KernelLinear, need, quantised
+from quantised.kinds import KINDS, KernelLinear, config, need, quantised
 from quantised.test_reference import adapted
-from tuners.cases import config
 
 METHODS = ["goft", "qgoft", "rlrr", "aoft"]
 TARGETS = ["q_proj", "v_proj", "down_proj"]

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import reference
-from quantised.kinds import IN, KINDS, OUT, quantised
-from tuners.cases import CONFIGS, config
+from quantised.kinds import CONFIGS, IN, KINDS, OUT, config, quantised
 from tuners.test_reference import dense_layer
 
 
