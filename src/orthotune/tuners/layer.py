@@ -22,6 +22,7 @@ from orthotune.errors import InputError
 from orthotune.ops.precision import compute_dtype
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.merged_weight import MergedWeight
+from orthotune.tuners.sharding import check_whole, whole
 
 BASE = "__base__"  # PEFT's name, among those of a batch's samples, for no adapter
 
@@ -36,6 +37,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """
 
     method: ClassVar[str]
+    _z3_leaf = True  # DeepSpeed: fetch all that is in the layer when it is called, since not all of it is called itself
     other_param_names: tuple[str, ...] = ("adapter_options",)
 
     in_features: int
@@ -113,7 +115,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def parameter(self, name: str, adapter: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return an adapter's parameter in the dtype to compute in: at least float32, wider if ``dtype`` is."""
-        value = getattr(self, name)[adapter]
+        value = whole(getattr(self, name)[adapter])
         wanted = compute_dtype(value.dtype)
         return value.to(wanted if dtype is None else torch.promote_types(wanted, dtype))
 
@@ -199,6 +201,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             # another method's adapter lies beneath this one, which acts on its result
             self.base_layer.merge(safe_merge=safe_merge)
         base = self.get_base_layer()
+        check_whole(base, self.module_name, "merged")
         self._merged_weight.clear()
         weight, bias = self.adapted_weight(adapters)
         weight = weight.to(base.weight.dtype).contiguous()
@@ -228,6 +231,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         base = self.get_base_layer()
+        check_whole(base, self.module_name, "unmerged")
         weight, bias, checksum = self._before_merge
         current, current_bias = base.weight.data, None if bias is None else base.bias.data
         base.weight.data = weight.to(current)

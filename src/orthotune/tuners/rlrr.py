@@ -18,6 +18,7 @@ from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.hosts import Conv2dHost, LinearHost, NormHost
 from orthotune.tuners.layer import AdapterLayer
 from orthotune.tuners.model import AdapterModel
+from orthotune.tuners.sharding import shape_of
 
 STARTS = ("paper", "normal", "uniform", "constant", "zero")
 
@@ -89,7 +90,7 @@ class RLRRLayer(AdapterLayer):
     def _create_shift(self, adapter_name: str, config: RLRRConfig) -> None:
         bias = getattr(self.get_base_layer(), "bias", None)
         if config.shift and bias is not None:
-            shift = torch.zeros(bias.shape)
+            shift = torch.zeros(shape_of(bias))
             self.rlrr_shift[adapter_name] = nn.Parameter(
                 shift.normal_(std=0.2) if config.init_weights is False else shift
             )
@@ -175,7 +176,7 @@ class RLRRConv2d(RLRRLayer, Conv2dHost):
 
     @classmethod
     def matrix_shape(cls, base_layer: Any) -> tuple[int, int]:
-        out, channels, height, width = base_layer.weight.shape
+        out, channels, height, width = shape_of(base_layer.weight)
         return channels * width, out * height
 
     def to_matrix(self, weight: Tensor) -> Tensor:
