@@ -1,4 +1,4 @@
-"""Train every case under one strategy: ``python -m distributed.worker STRATEGY FOLDER [CASE ...]``, from tests/."""
+"""Train every case under one strategy: ``python -m distributed.worker STRATEGY FOLDER``, from tests/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from distributed.training import CASES, Case, train
 
@@ -41,53 +41,36 @@ def fsdp_plugin(case: Case) -> FullyShardedDataParallelPlugin:
     )
 
 
-def deepspeed(stage: int) -> Accelerator:
-    """Return what shards gradients (ZeRO-2) or also the model (ZeRO-3); gloo alone, without compiling anything."""
-    import deepspeed
-    import deepspeed.ops
-
-    PartialState(cpu=True)  # by itself accelerate finds no processes for DeepSpeed on a CPU
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.comm.init_distributed("gloo", auto_mpi_discovery=False)
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-    plugin = DeepSpeedPlugin(zero_stage=stage, zero3_init_flag=False, zero3_save_16bit_model=True)
-    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
-    plugin.deepspeed_config["zero_allow_untested_optimizer"] = True
-    return Accelerator(deepspeed_plugin=plugin)
-
-
-STRATEGIES: dict[str, tuple[int, torch.dtype, Callable[[], Accelerator]]] = {
-    "alone": (1, torch.float64, alone),
-    "ddp": (2, torch.float64, alone),
-    "fsdp2": (2, torch.float64, fsdp2),
-    "zero2": (2, torch.float32, lambda: deepspeed(2)),
-    "zero3": (2, torch.float32, lambda: deepspeed(3)),
+STRATEGIES: dict[str, tuple[int, Callable[[], Accelerator]]] = {
+    "alone": (1, alone),
+    "ddp": (2, alone),
+    "fsdp2": (2, fsdp2),
 }
 
 
-def work(rank: int, port: int, strategy: str, folder: Path, names: list[str]) -> None:
+def work(rank: int, port: int, strategy: str, folder: Path) -> None:
     """Be one of the processes."""
-    processes, dtype, make = STRATEGIES[strategy]
+    processes, make = STRATEGIES[strategy]
     if processes > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         os.environ.update({name: str(value) for name, value in places.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.use_deterministic_algorithms(True)
     accelerator = make()
-    for name in names:
+    for name, case in CASES.items():
         if strategy == "fsdp2":
-            accelerator.state.fsdp_plugin = fsdp_plugin(CASES[name])
+            accelerator.state.fsdp_plugin = fsdp_plugin(case)
         (folder / name).mkdir(parents=True, exist_ok=True)
-        train(CASES[name], accelerator, dtype, folder / name)
+        train(case, accelerator, folder / name)
         accelerator.free_memory()
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    strategy, folder, *names = sys.argv[1:]
+    strategy, folder = sys.argv[1:]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    arguments = (port, strategy, Path(folder), names or list(CASES))
+    arguments = (port, strategy, Path(folder))
     # forked, so that what is imported is imported once
     torch.multiprocessing.start_processes(work, arguments, nprocs=STRATEGIES[strategy][0], start_method="fork")
