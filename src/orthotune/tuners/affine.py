@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from orthotune.tuners.layer import AdapterLayer
+from orthotune.tuners.sharding import shape_of
 
 
 class ShiftLayer(AdapterLayer):
@@ -21,7 +22,7 @@ class ShiftLayer(AdapterLayer):
         """Make an adapter's shift, zeros or (``random``) a random start."""
         bias = getattr(self.get_base_layer(), "bias", None)
         if bias is not None:
-            shift = torch.zeros(bias.shape)
+            shift = torch.zeros(shape_of(bias))
             self.shifts[adapter] = nn.Parameter(shift.normal_(std=0.2) if random else shift)
 
     @property

@@ -24,11 +24,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "none": lambda z: z,
 }
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "none": lambda z: z,
-}
 
 
 @dataclass

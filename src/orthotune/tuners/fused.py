@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.errors import InputError
 from orthotune.tuners.layer import base_of
 from orthotune.tuners.quantisers import as_quantised
+from orthotune.tuners.sharding import shape_of, whole
 
 # name of the fused layer -> its equal parts, in the order of its outputs
 FUSED_PARTS: dict[str, tuple[str, ...]] = {
@@ -43,8 +44,8 @@ class FusedProjection(nn.Module):
         super().__init__()
         self.parts = parts
         self.transposed = isinstance(fused, Conv1D)
-        weights = fused.weight.data.chunk(len(parts), dim=1 if self.transposed else 0)
-        biases = [None] * len(parts) if fused.bias is None else fused.bias.data.chunk(len(parts))
+        weights = whole(fused.weight).data.chunk(len(parts), dim=1 if self.transposed else 0)
+        biases = [None] * len(parts) if fused.bias is None else whole(fused.bias).data.chunk(len(parts))
         trainable = fused.weight.requires_grad
         for part, weight, bias in zip(parts, weights, biases, strict=True):
             own_weight = nn.Parameter(weight.clone(), requires_grad=trainable)
@@ -130,7 +131,7 @@ def is_targeted(config: PeftConfig, key: str) -> Any:
 
 
 def _out_features(module: nn.Linear | Conv1D) -> int:
-    return int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])
+    return int(shape_of(module.weight)[1 if isinstance(module, Conv1D) else 0])
 
 
 def split_fused_projections(model: nn.Module, config: PeftConfig) -> list[str]:

@@ -23,6 +23,8 @@ from orthotune.tuners.loss import add_to_loss
 from orthotune.tuners.model import AdapterModel
 from orthotune.tuners.quantised import QuantisedHost
 
+IGNORED = -100  # the label of what a loss leaves out
+
 
 @dataclass
 class GOFTConfig(AdapterConfig):
@@ -231,7 +233,11 @@ class GOFTModel(AdapterModel):
 
 
 def _penalty_hook(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    return add_to_loss(output, penalty(model), kwargs.get("labels") is not None)
+    value, labels, items = penalty(model), kwargs.get("labels"), kwargs.get("num_items_in_batch")
+    if value is not None and items is not None and isinstance(labels, Tensor):
+        # transformers' Trainer adds up the losses of micro-batches and processes, each a share of the whole batch's
+        value = value * ((labels != IGNORED).sum() / items).to(value.device)
+    return add_to_loss(output, value, labels is not None)
 
 
 def penalty(model: nn.Module) -> Tensor | None:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.ops import plan
 from orthotune.ops.precision import compute_dtype, layer_dtype
 from orthotune.tuners.layer import AdapterLayer
+from orthotune.tuners.sharding import is_sharded, shape_of
 
 
 class LinearHost(AdapterLayer):
@@ -19,7 +20,7 @@ class LinearHost(AdapterLayer):
 
     @classmethod
     def matrix_shape(cls, base_layer: Any) -> tuple[int, int]:
-        out_features, in_features = base_layer.weight.shape
+        out_features, in_features = shape_of(base_layer.weight)
         if isinstance(base_layer, Conv1D):
             return out_features, in_features
         return in_features, out_features
@@ -58,11 +59,15 @@ class LinearHost(AdapterLayer):
         """In evaluation without gradients: the adapted weight is made once, and costs one copy of the weight.
 
         It is made anew when an adapter or the base weight has changed. Not under torch.compile, which traces the
-        adapter itself, and not where the copy would leave the device short of memory.
+        adapter itself, not where the copy would leave the device short of memory, and not where the weight is sharded:
+        a copy of it whole would undo that.
         """
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or not self.is_plain:
             return False
-        weight = self.get_base_layer().weight
+        base = self.get_base_layer()
+        if is_sharded(base):
+            return False
+        weight = base.weight
         ordinary = type(weight) is nn.Parameter and not weight.is_inference() and weight.device.type in ("cpu", "cuda")
         return ordinary and (not self._merged_weight.empty or plan.is_worth_keeping(weight))
 
@@ -119,7 +124,7 @@ class Conv2dHost(AdapterLayer):
 
     @classmethod
     def matrix_shape(cls, base_layer: Any) -> tuple[int, int]:
-        out, *rest = base_layer.weight.shape
+        out, *rest = shape_of(base_layer.weight)
         return rest[0] * rest[1] * rest[2], out
 
     def to_matrix(self, weight: Tensor) -> Tensor:
@@ -141,7 +146,7 @@ class NormHost(AdapterLayer):
 
     @classmethod
     def matrix_shape(cls, base_layer: Any) -> tuple[int, int]:
-        return 1, base_layer.weight.numel()
+        return 1, shape_of(base_layer.weight).numel()
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         return weight[:, None]

@@ -21,6 +21,7 @@ from orthotune.ops.precision import compute_dtype
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.merged_weight import MergedWeight
 from orthotune.tuners.merging import MergingLayer
+from orthotune.tuners.sharding import whole
 
 if TYPE_CHECKING:
     from orthotune.tuners.combining import Combination
@@ -41,6 +42,7 @@ class AdapterLayer(nn.Module, MergingLayer):
     method: ClassVar[str]
     # by combination_type, the default first: the ways in which adapters can be combined into one
     combinations: ClassVar[dict[str, Combination]] = {}
+    _z3_leaf = True  # DeepSpeed: fetch all that is in the layer when it is called, since not all of it is called itself
     other_param_names: tuple[str, ...] = ("adapter_options",)
 
     in_features: int
@@ -143,7 +145,7 @@ class AdapterLayer(nn.Module, MergingLayer):
 
     def parameter(self, name: str, adapter: str, dtype: torch.dtype | None = None) -> Tensor:
         """Return an adapter's parameter in the dtype to compute in: at least float32, wider if ``dtype`` is."""
-        value = getattr(self._holders.get((name, adapter), self), name)[adapter]
+        value = whole(getattr(self._holders.get((name, adapter), self), name)[adapter])
         wanted = compute_dtype(value.dtype)
         return value.to(wanted if dtype is None else torch.promote_types(wanted, dtype))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from orthotune.errors import InputError
 from orthotune.tuners.merged_weight import MergedWeight
+from orthotune.tuners.sharding import check_whole
 
 
 class MergingLayer(BaseTunerLayer):
@@ -81,6 +82,7 @@ class MergingLayer(BaseTunerLayer):
             # another method's adapter lies beneath this one, which acts on its result
             self.base_layer.merge(safe_merge=safe_merge)
         base = self.get_base_layer()
+        check_whole(base, self.module_name, "merged")
         self._merged_weight.clear()
         weight, bias = self.adapted_weight(adapters)
         weight = weight.to(self.weight_dtype).contiguous()
@@ -110,6 +112,7 @@ class MergingLayer(BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         base = self.get_base_layer()
+        check_whole(base, self.module_name, "unmerged")
         weight, bias, checksum = self._before_merge
         changed = _checksum(self.weight_tensors()) != checksum
         current = self.base_weight().detach() if changed else None

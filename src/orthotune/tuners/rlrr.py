@@ -182,7 +182,7 @@ class RLRRConv2d(RLRRLayer, Conv2dHost):
 
     @classmethod
     def matrix_shape(cls, base_layer: Any) -> tuple[int, int]:
-        out, channels, height, width = base_layer.weight.shape
+        out, channels, height, width = shape_of(base_layer.weight)
         return channels * width, out * height
 
     def to_matrix(self, weight: Tensor) -> Tensor:

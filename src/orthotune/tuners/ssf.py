@@ -45,8 +45,7 @@ class SSFLayer(AffineLayer):
         return 1.0 if name == "ssf_scale" else 0.0
 
     def create_parameters(self, adapter_name: str, config: SSFConfig) -> None:
-        weight = self.get_base_layer().weight
-        scale = torch.ones(self.out_features if weight.ndim == 2 else len(weight))
+        scale = torch.ones(self.out_features)
         if not config.init_weights:
             scale = scale + 0.2 * torch.randn_like(scale)
         self.ssf_scale[adapter_name] = nn.Parameter(scale)
