@@ -21,6 +21,7 @@ from orthotune.tuners.hosts import Conv2dHost, LinearHost, NormHost
 from orthotune.tuners.layer import AdapterLayer
 from orthotune.tuners.model import AdapterModel
 from orthotune.tuners.quantised import QuantisedHost
+from orthotune.tuners.sharding import shape_of
 
 STARTS = ("paper", "normal", "uniform", "constant", "zero")
 
