@@ -22,9 +22,12 @@ from transformers.pytorch_utils import Conv1D
 from orthotune import AOFTConfig, GOFTConfig, InputError, RLRRConfig, export_to_lora, split_fused_projections
 from orthotune.exporting import total_error
 from reference import relative_error
-from tuners.cases import CONFIGS, config, model_and_input
+from tuners.cases import ALL, config, is_mergeable, model_and_input, targets
 
-EXACT = [name for name in CONFIGS if name.startswith("aoft") or name == "rlrr-without-w"]
+#: Cases whose change of a linear layer has exact factors.
+EXACT = [
+    name for name, kind in ALL if kind == "linear" and name.startswith(("aoft", "fact", "rlrr-multiply", "bitfit"))
+]
 TOLERANCE = 1e-5  # the factors are float32
 
 
@@ -34,8 +37,9 @@ def adapted(case: str, kind: str = "linear", **options: Any) -> tuple[PeftModel,
     if kind == "conv2d":
         model.get_submodule("first").dilation = (1, 1)
     plain = copy.deepcopy(model)
-    targets = ["first", "second", *(["norm"] if kind == "linear" and case.startswith("rlrr") else [])]
-    settings = {"target_modules": targets, "modules_to_save": ["head"], "init_weights": False, **options}
+    settings = {**targets(case, kind), "modules_to_save": ["head"], "init_weights": False, **options}
+    if kind == "linear" and case.startswith(("rlrr", "ssf")):
+        settings["target_modules"] = ["first", "second", "norm"]
     peft_model = get_peft_model(model, config(case, **settings)).eval()
     if settings["modules_to_save"]:
         with torch.no_grad():
@@ -48,24 +52,33 @@ def loaded(plain: nn.Module, folder: Path) -> PeftModel:
     return PeftModel.from_pretrained(plain, str(folder)).eval()
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv1d", "conv2d"])
-@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize(("case", "kind"), ALL)
 def test_outputs_are_the_same_at_a_tolerance_of_float32(case: str, kind: str, tmp_path: Path) -> None:
     model, plain, x = adapted(case, kind)
+    if not is_mergeable(model):
+        with pytest.raises(InputError, match=r"cannot be merged into layer '\w+"):
+            export_to_lora(model, tmp_path / "lora", tolerance=1e-6)
+        return
     errors = export_to_lora(model, tmp_path / "lora", tolerance=1e-6)
-    assert [error.layer for error in errors] == ["first", "second"]
     assert total_error(errors) < 2e-6
     assert relative_error(loaded(plain, tmp_path / "lora")(x), model(x)) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", EXACT)
-def test_exact_factors_have_the_methods_rank(case: str, tmp_path: Path) -> None:
+def test_exact_factors_need_no_rank(case: str, tmp_path: Path) -> None:
     model, plain, x = adapted(case)
     errors = export_to_lora(model, tmp_path / "lora")
-    adapter = model.peft_config["default"]
-    assert {error.rank for error in errors} == {adapter.r * (2 if getattr(adapter, "subtracts_start", False) else 1)}
-    assert total_error(errors) < 1e-7
+    assert total_error(errors) < 1e-6
     assert relative_error(loaded(plain, tmp_path / "lora")(x), model(x)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("options", "rank"), [({}, 3), ({"learn_scale": False}, 6), ({"learn_scale": False, "r": 4}, 7)]
+)
+def test_exact_factors_have_the_methods_rank_or_the_layers(options: dict[str, Any], rank: int, tmp_path: Path) -> None:
+    """AOFT's r, twice that where the start is subtracted, and no more than the layer's 7."""
+    model, _, _ = adapted("aoft", **options)
+    assert {error.rank for error in export_to_lora(model, tmp_path / "lora")} == {rank}
 
 
 @pytest.mark.parametrize("case", ["goft", "qgoft", "rlrr", "aoft"])

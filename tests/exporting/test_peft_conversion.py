@@ -13,11 +13,13 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from reference import relative_error
-from tuners.cases import CONFIGS, config, model_and_input
+from tuners.cases import CONFIGS, LINEAR, config, model_and_input
 
 pytestmark = pytest.mark.skipif(not hasattr(peft, "convert_to_lora"), reason="PEFT has no converter before 0.19")
 
-SHIFTED = [name for name, (_, options) in CONFIGS.items() if name.startswith("rlrr") and options.get("shift", True)]
+SHIFTED = ("rlrr", "ssf", "bitfit", "arc", "h-adapter")  # but for shift=False
+WHOLE = [name for name in LINEAR if not name.startswith(SHIFTED) or CONFIGS[name][1].get("shift") is False]
+WHOLE = [name for name in WHOLE if not name.startswith("h-adapter")]  # those are not linear
 
 
 def adapted(case: str, kind: str, **options: Any) -> tuple[PeftModel, nn.Module, torch.Tensor]:
@@ -28,7 +30,7 @@ def adapted(case: str, kind: str, **options: Any) -> tuple[PeftModel, nn.Module,
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
-@pytest.mark.parametrize("case", [name for name in CONFIGS if name not in SHIFTED])
+@pytest.mark.parametrize("case", WHOLE)
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")  # its config never says True
 def test_save_as_lora_at_full_rank_is_the_adapter(case: str, kind: str, tmp_path: Path) -> None:
     model, plain, x = adapted(case, kind)
@@ -48,8 +50,8 @@ def test_the_change_of_a_weight_is_the_merged_one_less_the_base() -> None:
 @pytest.mark.parametrize(
     ("case", "kind", "targets"),
     [
-        *((case, "linear", ["first", "second"]) for case in SHIFTED),
-        ("rlrr-no-shift", "linear", ["first", "norm"]),
+        *((case, "linear", ["first", "second"]) for case in LINEAR if case not in WHOLE),
+        ("rlrr-shift=False", "linear", ["first", "norm"]),
         ("goft", "conv2d", ["first", "second"]),
     ],
 )

@@ -121,7 +121,7 @@ def _table(rows: dict[str, Any]) -> str:
 
 def _usage(run: FinishedRun, base: str | None, repo: str) -> str:
     config = run.config
-    own = (get_method(config.method).config or "").startswith("orthotune")
+    own = get_method(config.method).is_own
     imports = ["import orthotune  # registers the method with PEFT" if own else "import orthotune"]
     if run.model.classifier.library == "timm":
         args: dict[str, Any] = {"pretrained": base is not None, "num_classes": len(run.classes)}

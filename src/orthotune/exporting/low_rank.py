@@ -40,12 +40,16 @@ def low_rank(
     rank: int | None = None,
     tolerance: float | None = None,
 ) -> LowRank | None:
-    """Factor ``matrix`` (n, D), float64.
+    """Factor ``matrix`` (n, D), float64; a matrix of zeros has factors of rank 1.
 
     With ``rank`` the best factors of that rank, the truncated singular value decomposition (Eckart and Young), or
     ``exact`` ones A (k, D), B (n, k) with k <= rank; with ``tolerance`` those of the smallest rank whose relative
     Frobenius error is at most that; with neither ``exact``, None where there are none.
     """
+    if not matrix.any():
+        exact = matrix.new_zeros(1, matrix.shape[1]), matrix.new_zeros(len(matrix), 1)
+    if exact is not None and len(exact[0]) > min(matrix.shape):
+        exact, rank = None, min(matrix.shape) if tolerance is None and rank is None else rank
     if exact is not None and (len(exact[0]) <= rank if rank is not None else tolerance is None):
         return _measured(matrix, *exact)
     if rank is None and tolerance is None:

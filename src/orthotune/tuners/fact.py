@@ -91,6 +91,12 @@ class FacTLinear(LinearHost):
         wide = self.out_features >= self.in_features
         return matrix + (blocks.flatten(0, 1) if wide else blocks.transpose(0, 1).flatten(1))
 
+    def low_rank_change(self, adapter: str) -> tuple[Tensor, Tensor]:
+        u, core, v = self.factors(adapter, torch.float64)
+        if self.out_features >= self.in_features:
+            return u.T, (v @ core.mT).flatten(0, 1)
+        return (core.mT @ u.T).transpose(0, 1).flatten(1), v
+
     def adapted_forward(self, x: Tensor, adapters: list[str], *args: Any, **kwargs: Any) -> Tensor:
         y = self.base_layer(x, *args, **kwargs)
         for adapter in adapters:

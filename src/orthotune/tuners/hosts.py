@@ -93,9 +93,11 @@ class LinearHost(AdapterLayer):
         """See PEFT: for an adapter that leaves the bias alone, which the converter would drop in silence."""
         if not self.own_adapters([adapter_name]):
             return True
+        if self.merge_obstacle(adapter_name) is not None:
+            return False
         bias = self.get_base_layer().bias
-        alone = bias is None or self.adapt_bias(bias, adapter_name) is bias
-        return alone and self.merge_obstacle(adapter_name) is None
+        adapted = self.adapted_weight([adapter_name])[1]
+        return bias is None or adapted is None or torch.equal(adapted.to(bias.dtype), bias)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """Return W* - W in the base layout, at least float32; zero where this layer does not have the adapter."""
