@@ -20,9 +20,9 @@ from orthotune.errors import InputError
 from orthotune.ops.precision import layer_dtype
 from orthotune.tuners._registration import peft_type, register
 from orthotune.tuners.blocks import block_lists, width_of
-from orthotune.tuners.hosts import UnsupportedLayerError
 from orthotune.tuners.layer import base_of
 from orthotune.tuners.module_host import ModuleConfig, ModuleHost, ModuleModel
+from orthotune.tuners.supported import UnsupportedLayerError
 
 FEED_FORWARD_NAMES = ("mlp", "ffn", "feed_forward")
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "none": lambda x: x}

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from orthotune.tuners.hosts import UnsupportedLayerError
 from orthotune.tuners.layer import base_of
+from orthotune.tuners.supported import UnsupportedLayerError
 
 # names of modules, parameters and buffers by which attention knows where a token is
 _POSITIONS = re.compile(
