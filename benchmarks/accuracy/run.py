@@ -1,47 +1,54 @@
-"""Compare methods on one image folder: each method's learning rate from a grid on a split of train, then several seeds.
+"""Compare methods on folders of images: accuracy over seeds, parameters, and the time of a training step.
 
     python benchmarks/accuracy/run.py --model deit_tiny_patch16_224 --weights deit_tiny_patch16_224.safetensors \
-        --data caltech101 --image-size 112 --out runs/caltech101
+        --data cifar10 fashion_mnist --image-size 64 --out runs/family
 
-The probe comes first; its best learning rate is the head's in every other method, so that only the adapter's is chosen
-for them. A grid is three values of the ladder ..., 1e-3, 3e-3, 1e-2, 3e-2, ... and grows by the next while the best is
-at its edge. The grid's runs see a validation split of train and never the test images; the final runs train on all of
-train and are tested once, at the last epoch. A killed benchmark continues where it stopped. Writes results.json and
-table.md into the output folder.
+By default every method of the registry. With --lr grid the probe (linear) comes first and its best learning rate is the
+head's in every other method, so that only the adapter's is chosen for them. A grid is three values of the ladder ...,
+1e-3, 3e-3, 1e-2, ... around the registry's and grows by the next while the best is at its edge. The grid's runs see a
+validation split of train and never the test images; the final runs train on all of train and are tested once, at the
+last epoch. With --lr registry there is no search. --images-per-class takes the first images of each class only. At last
+a training step of every method is timed, side by side with that of the head over the frozen model.
+
+A killed benchmark continues where it stopped, and a call with other methods or folders takes what is there: several
+processes may share the work by folder. Writes results.json and table.md into the output folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(1, str(Path(__file__).parents[1]))
+sys.path.insert(2, str(Path(__file__).parents[1] / "speed"))
 
-from comparing import LADDER, percent_column, search
+from comparing import percent_column, search
 from comparing import table as markdown
+from step_times import time_steps
 
+from orthotune.methods import METHODS, get_method
 from orthotune.training import FitConfig, Metrics, fit
-
-METHODS = ["linear", "rlrr", "lora", "goft", "qgoft", "aoft"]
+from orthotune.training.files import write_json, write_text
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="timm name or transformers model")
     parser.add_argument("--weights", required=True, help="state dict of the pre-trained model")
-    parser.add_argument("--data", required=True, type=Path, help="folder with train/ and test/")
+    parser.add_argument("--data", required=True, nargs="+", type=Path, help="folders with train/ and test/")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--image-size", type=int)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--middle-lr", type=float, choices=LADDER[1:-1], default=3e-3, help="of the first grid")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--lr", choices=["grid", "registry"], default="grid", help="search, or take the registry's")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--grid-epochs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--images-per-class", nargs=2, type=int, metavar=("TRAIN", "TEST"))
+    parser.add_argument("--repeats", type=int, default=7, help="of the timed steps; 0: do not time")
     return parser.parse_args()
 
 
@@ -59,37 +66,40 @@ def train(args: argparse.Namespace, name: str, **settings: Any) -> Metrics:
     return fit(config, resume=True, quiet=True)
 
 
-def train_only(data: Path, out: Path) -> Path:
-    """Return a folder that shows the training images alone, so that the grid cannot look at the test images."""
-    view = out / "train_only"
-    view.mkdir(parents=True, exist_ok=True)
-    if not (view / "train").exists():
-        os.symlink((data / "train").resolve(), view / "train")
-    return view
+def view(data: Path, out: Path, splits: dict[str, int | None]) -> Path:
+    """Return a folder of links to these splits of ``data`` alone, each with so many images a class (None: all)."""
+    for split, count in splits.items():
+        for folder in sorted(p for p in (data / split).iterdir() if p.is_dir()):
+            target = out / split / folder.name
+            target.mkdir(parents=True, exist_ok=True)
+            for image in sorted(folder.iterdir())[:count]:
+                if not (target / image.name).exists():
+                    os.symlink(image.resolve(), target / image.name)
+    return out
 
 
-def compare(args: argparse.Namespace, method: str, head_lr: float | None) -> dict[str, Any]:
-    def validate(lr: float) -> float:
-        metrics = train(
-            args,
-            f"grid/{method}-{lr:g}",
-            method=method,
-            data=str(train_only(args.data, args.out)),
-            epochs=args.grid_epochs,
-            lr=lr,
-            head_lr=head_lr,
-        )
-        accuracy: float = metrics.curve[-1]["val_accuracy"]
-        print(f"{method:7s} lr {lr:<7g} validation accuracy {accuracy:.2%}", flush=True)
-        return accuracy
+def compare(args: argparse.Namespace, data: Path, method: str, head_lr: float | None) -> dict[str, Any]:
+    """Run one method on one folder: the search, if asked for, and the final runs."""
+    folder, limits = args.out / data.name, args.images_per_class or (None, None)
+    lr, grid = get_method(method).lr, {}
+    if args.lr == "grid":
+        train_only = view(data, folder / "train_only", {"train": limits[0]})
 
-    lr, grid = search(validate, args.middle_lr)
+        def validate(lr: float) -> float:
+            settings = {"method": method, "data": str(train_only), "lr": lr, "head_lr": head_lr}
+            metrics = train(args, f"{data.name}/grid/{method}-{lr:g}", epochs=args.grid_epochs, **settings)
+            accuracy: float = metrics.curve[-1]["val_accuracy"]
+            print(f"{data.name} {method:14s} lr {lr:<7g} validation accuracy {accuracy:.2%}", flush=True)
+            return accuracy
+
+        lr, grid = search(validate, lr)
+    images = view(data, folder / "images", dict(zip(("train", "test"), limits, strict=True)))
     finals = [
         train(
             args,
-            f"final/{method}-{lr:g}-{seed}",
+            f"{data.name}/final/{method}-{lr:g}-{seed}",
             method=method,
-            data=str(args.data),
+            data=str(images),
             validation="none",
             epochs=args.epochs,
             lr=lr,
@@ -99,8 +109,9 @@ def compare(args: argparse.Namespace, method: str, head_lr: float | None) -> dic
         for seed in args.seeds
     ]
     accuracies = [metrics.test["top1"] for metrics in finals]
-    print(f"{method:7s} lr {lr:<7g} test {accuracies}", flush=True)
+    print(f"{data.name} {method:14s} lr {lr:<7g} test {accuracies}", flush=True)
     return {
+        "data": data.name,
         "method": method,
         "grid": grid,
         "lr": lr,
@@ -108,42 +119,51 @@ def compare(args: argparse.Namespace, method: str, head_lr: float | None) -> dic
         "test_accuracy": accuracies,
         "seeds": args.seeds,
         "parameters": finals[0].parameters,
+        "images": finals[0].data,
         "step_seconds_median": [metrics.step_seconds_median for metrics in finals],
         "orthogonality_defect": finals[0].orthogonality_defect,
         "versions": finals[0].versions,
         "machine": finals[0].machine,
-        "data_sha256": finals[0].data["sha256"],
     }
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Return the results as a Markdown table, best mean in bold."""
-    head = [
-        "method",
-        "adapter parameters",
-        "learning rate",
-        "test accuracy, % (mean and standard deviation over seeds)",
-    ]
-    accuracies = percent_column([r["test_accuracy"] for r in results])
-    rows = [
-        [r["method"], f"{r['parameters']['adapter']:,}", f"{r['lr']:g}", accuracy]
-        for r, accuracy in zip(results, accuracies, strict=True)
-    ]
-    return markdown(head, rows) + "\n"
+def table(results: list[dict[str, Any]], steps: dict[str, Any]) -> str:
+    """Return the results as a Markdown table, one column of accuracies a folder, each with its best mean in bold."""
+    folders = list(dict.fromkeys(r["data"] for r in results))
+    columns = {}
+    for name in folders:
+        own = [r for r in results if r["data"] == name]
+        cells = percent_column([r["test_accuracy"] for r in own])
+        columns[name] = {r["method"]: (r, cell) for r, cell in zip(own, cells, strict=True)}
+    head = ["method", "adapter parameters", "step time / frozen", "learning rate"]
+    rows = []
+    for method in dict.fromkeys(r["method"] for r in results):
+        entries = [columns[name].get(method) for name in folders]
+        first = next(entry[0] for entry in entries if entry)
+        ratio = f"{steps[method]['ratio']:.2f}" if method in steps else "-"
+        rates = ", ".join(dict.fromkeys(f"{entry[0]['lr']:g}" for entry in entries if entry))
+        row = [method, f"{first['parameters']['adapter']:,}", ratio, rates]
+        rows.append([*row, *(entry[1] if entry else "-" for entry in entries)])
+    return markdown([*head, *(f"{name}, test accuracy, %" for name in folders)], rows) + "\n"
 
 
 def main() -> None:
     args = parse()
+    for method in args.methods:
+        get_method(method)
     args.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
-    head_lr = None
-    for method in args.methods:
-        results.append(compare(args, method, head_lr))
-        head_lr = results[0]["lr"] if results[0]["method"] == "linear" else None
-        settings = {**vars(args), **{key: Path(getattr(args, key)).name for key in ("weights", "data", "out")}}
-        (args.out / "results.json").write_text(json.dumps({"settings": settings, "results": results}, indent=1))
-        (args.out / "table.md").write_text(table(results))
-    print(table(results))
+    for data in args.data:
+        head_lr = None
+        for method in args.methods:
+            results.append(compare(args, data, method, head_lr))
+            if args.lr == "grid" and args.methods[0] == "linear":
+                head_lr = next(r["lr"] for r in results if r["data"] == data.name)
+    steps = time_steps(args, args.methods) if args.repeats else {}
+    names = {"weights": Path(args.weights).name, "data": [d.name for d in args.data], "out": args.out.name}
+    write_json(args.out / "results.json", {"settings": {**vars(args), **names}, "results": results, "steps": steps})
+    write_text(args.out / "table.md", table(results, steps))
+    print(table(results, steps))
 
 
 if __name__ == "__main__":
