@@ -11,6 +11,7 @@ from orthotune.diagnostics import orthogonality_defect, regularization_loss
 from orthotune.errors import InputError
 from orthotune.exporting import export_to_lora
 from orthotune.methods import METHODS
+from orthotune.targets.resolve import target_modules
 from orthotune.tuners import split_fused_projections
 from orthotune.tuners.aoft import AOFTConfig, AOFTModel
 from orthotune.tuners.goft import GOFTConfig, GOFTModel
@@ -31,6 +32,7 @@ __all__ = [
     "orthogonality_defect",
     "regularization_loss",
     "split_fused_projections",
+    "target_modules",
 ]
 
 

@@ -14,7 +14,7 @@ from orthotune.fields import adapter_fields, adapter_values
 from orthotune.methods import METHODS
 from orthotune.models import adapt, build_classifier
 from orthotune.models.build import Classifier
-from orthotune.models.targets import SETS, resolve_targets
+from orthotune.targets.sets import SETS
 from orthotune.training import fit, merge, predict
 from training.tiny import MODEL_ARGS, config
 
@@ -26,27 +26,13 @@ def tiny(seed: int = 0, **changes: object) -> Classifier:
     return build_classifier(TINY, 3, **arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("targets", "expected"),
-    [
-        ("qv", ["q", "v"]),
-        ("attention", ["attn.proj", "k", "q", "v"]),
-        ("mlp", ["fc1", "fc2"]),
-        ("default", ["attn.proj", "fc1", "fc2", "k", "q", "v"]),
-        ("norms", ["norm", "norm1", "norm2"]),
-        ("qv+norms", ["norm", "norm1", "norm2", "q", "v"]),
-    ],
-)
-def test_named_sets_on_timm_vit(targets: str, expected: list[str]) -> None:
-    assert resolve_targets(tiny().module, targets, ("head",)) == (expected, [])
-
-
 @pytest.mark.parametrize("targets", ["default", "qv", "mlp", "attention"])
 def test_adapted_layers_are_exactly_those_of_the_set(targets: str) -> None:
     model = adapt(tiny(), "lora", {"target_modules": targets})
     layers = {n.rpartition(".lora_A")[0] for n, _ in model.module.named_parameters() if ".lora_A." in n}
     last = {"q": "attn.qkv.q", "k": "attn.qkv.k", "v": "attn.qkv.v", "out": "attn.proj"}
-    names = [last[k] for k in SETS[targets] if k in last] + (["mlp.fc1", "mlp.fc2"] if "mlp" in SETS[targets] else [])
+    names = [last[k] for k in SETS[targets] if k in last]
+    names += ["mlp.fc1", "mlp.fc2"] if "mlp-in" in SETS[targets] else []
     assert layers == {f"base_model.model.blocks.{i}.{n}" for i in range(2) for n in names}
 
 
@@ -63,8 +49,17 @@ def test_an_adapter_starts_as_a_no_op(method: str) -> None:
 
 def test_a_model_without_such_modules_says_so() -> None:
     model = build_classifier("resnet10t", 3, random_weights=True, image_size=32)
-    with pytest.raises(InputError, match="no module of ResNet belongs to the target set 'default'"):
-        adapt(model, "goft", {})
+    with pytest.raises(InputError, match=r"no module of ResNet .* the target set 'qv' \(found kinds: conv, norm\)"):
+        adapt(model, "goft", {"target_modules": "qv"})
+
+
+@pytest.mark.parametrize("method", ["goft", "lora"])
+@pytest.mark.parametrize(("targets", "names"), [("attention", ["attn.qkv.q", "attn.proj"]), ("mlp", ["mlp.fc1"])])
+def test_layers_to_transform_goes_with_a_set(method: str, targets: str, names: list[str]) -> None:
+    model = adapt(tiny(), method, {"target_modules": targets, "layers_to_transform": [1]})
+    adapted = {n.removeprefix("base_model.model.") for n, m in model.module.named_modules() if hasattr(m, "base_layer")}
+    assert {f"blocks.1.{name}" for name in names} <= adapted
+    assert not any("blocks.0." in name for name in adapted)
 
 
 def test_a_module_name_that_matches_nothing_gives_near_names() -> None:

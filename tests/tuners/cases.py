@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from orthotune.errors import InputError
 from orthotune.methods import METHODS
-from orthotune.models.targets import resolve_targets
+from orthotune.targets.resolve import target_modules
 from orthotune.tuners._registration import tuner_of
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.layer import AdapterLayer
@@ -165,8 +165,7 @@ def targets(name: str, model_name: str) -> dict[str, Any]:
     method = METHODS[method_of(name)]
     if method.targets is None:
         return {}
-    found, excluded = resolve_targets(TinyViT(), method.targets, ("head",))
-    return {"target_modules": found, "exclude_modules": excluded or None}
+    return {"target_modules": target_modules(TinyViT(), method.targets)}
 
 
 def method_of(name: str) -> str:

@@ -16,8 +16,9 @@ from orthotune.errors import InputError
 from orthotune.fields import adapter_values
 from orthotune.methods import get_method
 from orthotune.models.build import Classifier
-from orthotune.models.targets import is_set, resolve_targets
 from orthotune.models.weights import check_finite, read_state_dict
+from orthotune.targets.resolve import target_modules
+from orthotune.targets.sets import is_set
 
 #: What the methods without an adapter (linear, full) save: the tensors that training changed.
 TRAINED_FILE = "model.safetensors"
@@ -84,9 +85,15 @@ def adapt(classifier: Classifier, method: str, values: Mapping[str, Any], seed: 
         return AdaptedModel(classifier, method, classifier.module)
     targets = arguments.get("target_modules") or entry.targets
     if targets is not None and is_set(targets):
-        targets, excluded = resolve_targets(classifier.module, targets, classifier.head)
-        if excluded and not arguments.get("exclude_modules"):
-            arguments["exclude_modules"] = excluded
+        layers, pattern = (arguments.pop(name, None) for name in ("layers_to_transform", "layers_pattern"))
+        targets = target_modules(
+            classifier.module,
+            targets,
+            exclude=arguments.get("exclude_modules"),
+            layers=layers,
+            layers_pattern=pattern,
+            modules_to_save=arguments.get("modules_to_save"),
+        )
     arguments["target_modules"] = targets
     arguments["modules_to_save"] = sorted({*(arguments.get("modules_to_save") or ()), *classifier.head})
     try:

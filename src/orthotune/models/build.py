@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from orthotune.errors import InputError
 from orthotune.methods import near
-from orthotune.models.weights import check_finite, in_modules, load_backbone, read_state_dict
+from orthotune.models.weights import check_finite, load_backbone, load_jax, read_state_dict
+from orthotune.targets.kinds import in_modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,9 @@ def build_classifier(
     torch.manual_seed(seed)
     build = _build_transformers if _is_transformers(name) else _build_timm
     model = build(name, num_classes, image_size, weights is None and not random_weights, dict(model_args or {}))
-    if weights is not None:
+    if weights is not None and Path(weights).suffix == ".npz":
+        load_jax(model.module, model.head, weights, name)
+    elif weights is not None:
         load_backbone(model.module, read_state_dict(weights), model.head, str(weights), name, _timm_filter(model))
     torch.manual_seed(seed)
     for head in model.head:

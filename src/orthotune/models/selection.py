@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeGuard
 from torch import nn
 
 from orthotune.errors import InputError
-from orthotune.models.weights import in_modules
+from orthotune.targets.kinds import in_modules
 
 if TYPE_CHECKING:
     from orthotune.models.build import Classifier

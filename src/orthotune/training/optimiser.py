@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from orthotune.models.adapt import AdaptedModel
-from orthotune.models.weights import in_modules
+from orthotune.targets.kinds import in_modules
 from orthotune.training.config import FitConfig
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from peft.config import PeftConfig
 
 from orthotune.errors import InputError
+from orthotune.targets.sets import is_set
 
 FORMAT_VERSION = 1
 
@@ -23,7 +24,10 @@ class AdapterConfig(PeftConfig):
 
     target_modules: list[str] | str | None = field(
         default=None,
-        metadata={"help": "Names (or suffixes), a regular expression, or 'all-linear': the layers to adapt."},
+        metadata={
+            "help": "The layers to adapt: names (or suffixes), a regular expression, 'all-linear', or a named set such "
+            "as 'attention' or 'default+norms'."
+        },
     )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names (or suffixes) or a regular expression: layers to leave alone."}
@@ -57,11 +61,12 @@ class AdapterConfig(PeftConfig):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
         if isinstance(self.target_modules, str):
+            named_set = is_set(self.target_modules)
             for name in ("layers_to_transform", "layers_pattern"):
-                if getattr(self, name) is not None and self.target_modules != "all-linear":
+                if getattr(self, name) is not None and not named_set:
                     raise InputError(
                         f"`{name}` cannot be used when `target_modules` is a str: it is a regular expression "
-                        f"({self.target_modules!r}); pass a list of names instead"
+                        f"({self.target_modules!r}); pass a list of names or a named set instead"
                     )
         if self.layers_pattern and self.layers_to_transform is None:
             raise InputError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")

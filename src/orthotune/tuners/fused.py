@@ -37,6 +37,18 @@ ATTENTION_INPUTS = frozenset(
 )
 
 
+def fused_parts(name: str, in_features: int, out_features: int) -> tuple[str, ...]:
+    """Return the names of the equal parts of the linear layer ``name``; none if it is no fused layer, or not in parts.
+
+    transformers has further layers named ``c_attn``, for cross attention and for shared keys, that are split otherwise.
+    """
+    last = name.rpartition(".")[2]
+    parts = FUSED_PARTS.get(last, ())
+    if not parts or out_features % len(parts) or (last == "c_attn" and out_features != 3 * in_features):
+        return ()
+    return parts
+
+
 class FusedProjection(nn.Module):
     """The parts of a fused linear layer, run side by side: (..., D) -> (..., sum of the parts' outputs)."""
 
@@ -115,7 +127,7 @@ def targeted_parts(model: nn.Module, config: PeftConfig) -> dict[str, tuple[str,
                 f"target_modules names a part ({', '.join(parts)}) of {name!r}, whose quantised weight cannot be cut "
                 "in parts: target the whole layer, or leave it out of the quantisation"
             )
-        if isinstance(module, nn.Linear | Conv1D) and _out_features(module) % len(parts) == 0:
+        if isinstance(module, nn.Linear | Conv1D) and fused_parts(name, *_shape(module)):
             found[name] = parts
     return found
 
@@ -130,8 +142,9 @@ def is_targeted(config: PeftConfig, key: str) -> Any:
     return check_target_module_exists(config, key)
 
 
-def _out_features(module: nn.Linear | Conv1D) -> int:
-    return int(shape_of(module.weight)[1 if isinstance(module, Conv1D) else 0])
+def _shape(module: nn.Linear | Conv1D) -> tuple[int, int]:
+    shape = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
+    return int(shape[0]), int(shape[1])
 
 
 def split_fused_projections(model: nn.Module, config: PeftConfig) -> list[str]:

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.ops import plan
 from orthotune.ops.precision import compute_dtype, layer_dtype
 from orthotune.tuners.layer import AdapterLayer
+from orthotune.tuners.norms import is_channels_first
 from orthotune.tuners.sharding import is_sharded, shape_of
 
 
@@ -158,5 +159,4 @@ class NormHost(AdapterLayer):
 
     @property
     def channels_first(self) -> bool:  # type: ignore[override]
-        base = self.get_base_layer()
-        return isinstance(base, nn.GroupNorm | nn.modules.batchnorm._BatchNorm) or type(base).__name__.endswith("2d")
+        return is_channels_first(self.get_base_layer())

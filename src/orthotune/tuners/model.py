@@ -10,9 +10,12 @@ from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from orthotune.errors import InputError
+from orthotune.targets.resolve import resolve_config
+from orthotune.targets.sets import is_set
 from orthotune.tuners import mixed_batch
 from orthotune.tuners.combining import add_weighted_adapter
 from orthotune.tuners.config import AdapterConfig
@@ -147,7 +150,8 @@ class AdapterModel(BaseTuner):
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """See PEFT, which when unloading gives the base layer its own ``weight`` anew; not every layer has one."""
-        if isinstance(child, AdapterLayer) and new_module is child.get_base_layer():
+        own = isinstance(child, AdapterLayer) and new_module is child.get_base_layer()
+        if own or isinstance(child, AuxiliaryTrainingWrapper):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
@@ -193,7 +197,10 @@ class AdapterModel(BaseTuner):
         add_weighted_adapter(self, adapters, weights, adapter_name, combination_type, modules_to_save_from)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """See PEFT; an error about target modules that match nothing also gives the nearest names there are."""
+        """See PEFT; a named set of target modules becomes names, and an error about names gives the nearest ones."""
+        config = self.peft_config[adapter_name]
+        if config.target_modules != "all-linear" and is_set(config.target_modules):
+            resolve_config(model, config)
         for module in model.modules():
             quantised = as_quantised(module)
             if quantised is not None:

@@ -9,6 +9,7 @@ from orthotune.errors import InputError
 from orthotune.tuners.fused import FUSED_PARTS
 from orthotune.tuners.hosts import Conv2dHost, LinearHost, NormHost
 from orthotune.tuners.layer import AdapterLayer, base_of
+from orthotune.tuners.norms import scales_with_weight
 from orthotune.tuners.quantised import QuantisedHost
 from orthotune.tuners.quantisers import as_quantised, has_quantised_weight
 
@@ -44,13 +45,13 @@ def host_of(module: nn.Module, name: str) -> type[AdapterLayer]:
                 "put the two on different convolutions"
             )
         return Conv2dHost
-    weight = getattr(base, "weight", None)
-    if "norm" in type(base).__name__.lower() and isinstance(weight, nn.Parameter) and weight.ndim == 1:
+    if scales_with_weight(base):
         return NormHost
     raise UnsupportedLayerError(
         f"layer {name!r} is a {type(base).__name__}, which is not supported: adapters go on nn.Linear, transformers' "
-        "Conv1D, nn.Conv2d without groups, (RLRR) normalisations that have a weight, and linear layers quantised by "
-        "bitsandbytes, torchao, GPTQ, AWQ, HQQ or AQLM; narrow target_modules or name it in exclude_modules"
+        "Conv1D, nn.Conv2d without groups, (RLRR) normalisations whose weight scales their output, and linear "
+        "layers quantised by bitsandbytes, torchao, GPTQ, AWQ, HQQ or AQLM; narrow target_modules or name "
+        "it in exclude_modules"
     )
 
 
