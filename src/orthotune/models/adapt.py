@@ -83,18 +83,20 @@ def adapt(classifier: Classifier, method: str, values: Mapping[str, Any], seed: 
         selection: Any = entry.config_class()(**arguments)
         selection.apply(classifier)
         return AdaptedModel(classifier, method, classifier.module)
-    targets = arguments.get("target_modules") or entry.targets
-    if targets is not None and is_set(targets):
-        layers, pattern = (arguments.pop(name, None) for name in ("layers_to_transform", "layers_pattern"))
-        targets = target_modules(
-            classifier.module,
-            targets,
-            exclude=arguments.get("exclude_modules"),
-            layers=layers,
-            layers_pattern=pattern,
-            modules_to_save=arguments.get("modules_to_save"),
-        )
-    arguments["target_modules"] = targets
+    arguments["target_modules"] = arguments.get("target_modules") or entry.targets
+    layers, pattern = arguments.get("layers_to_transform"), arguments.get("layers_pattern")
+    for field in ("target_modules", *(name for name in entry.defaults if name.endswith("_modules"))):
+        if is_set(arguments[field]):
+            arguments |= {"layers_to_transform": None, "layers_pattern": None} if layers is not None else {}
+            arguments[field] = target_modules(
+                classifier.module,
+                arguments[field],
+                exclude=arguments.get("exclude_modules"),
+                layers=layers,
+                layers_pattern=pattern,
+                modules_to_save=arguments.get("modules_to_save"),
+                placeholders=not entry.is_own,
+            )
     arguments["modules_to_save"] = sorted({*(arguments.get("modules_to_save") or ()), *classifier.head})
     try:
         config = entry.config_class()(**arguments)
@@ -112,7 +114,10 @@ def _peft_model(module: nn.Module, config: Any) -> nn.Module:
     from orthotune.tuners.fused import split_fused_projections
 
     split_fused_projections(module, config)
-    return get_peft_model(module, config)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        # PEFT's BOFT tries to compile a CUDA kernel, and says that it goes on without
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft.tuners.boft")
+        return get_peft_model(module, config)  # type: ignore[arg-type]
 
 
 def save_trained(model: AdaptedModel, folder: Path) -> None:

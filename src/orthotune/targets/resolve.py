@@ -23,6 +23,7 @@ def target_modules(
     layers: Collection[int] | int | None = None,
     layers_pattern: Collection[str] | str | None = None,
     modules_to_save: Collection[str] | None = None,
+    placeholders: bool = True,
 ) -> list[str] | str:
     """The modules of ``model`` in the named set ``targets``, as a value for any PEFT config's ``target_modules``.
 
@@ -30,11 +31,14 @@ def target_modules(
         model: the model, bare or with adapters on it.
         targets: a set, or several joined with ``+``: ``default`` (attention and MLP of every block; in a model without
             these, its convolutions), ``qv``, ``attention`` (q, k, v and output projection), ``out``, ``mlp``,
-            ``mlp-in``, ``mlp-out``, ``all-linear``, ``norms``, ``convs``. The head belongs to none.
+            ``mlp-in``, ``mlp-out``, ``all-linear``, ``norms``, ``convs``, ``stem`` (the patch embedding), ``qkv``,
+            ``kv``. The head belongs to none.
         exclude: names, name endings or a regular expression: modules to leave out.
         layers: only modules inside blocks with these indices, counted as the first number in a module's name.
         layers_pattern: name of the list that ``layers`` counts in, such as ``blocks``.
         modules_to_save: names or endings of modules trained whole, which are left out.
+        placeholders: whether the names must not match ``nn.Identity`` either, which timm has where a norm is left out;
+            this package's methods pass such modules over, PEFT's do not.
 
     Returns the shortest name endings that match these modules and no others, sorted; where endings cannot tell them
     apart, a regular expression of full names. A timm ``qkv`` is given as ``q``, ``k`` and ``v``: for another PEFT
@@ -59,8 +63,8 @@ def target_modules(
         )
     if layers is not None:
         wanted = _in_layers(wanted, {layers} if isinstance(layers, int) else set(layers), layers_pattern)
-    # a placeholder (timm's unused norms) matters to no tuner
-    present = {name for name, module in outside_adapters(model) if not isinstance(module, nn.Identity)}
+    passed_over = () if placeholders else nn.Identity
+    present = {name for name, module in outside_adapters(model) if not isinstance(module, passed_over)}
     return _endings(wanted, (present | kinds.keys()) - set(wanted))
 
 
@@ -75,6 +79,7 @@ def resolve_config(model: nn.Module, config: Any) -> None:
         config.target_modules,
         exclude=getattr(config, "exclude_modules", None),
         modules_to_save=getattr(config, "modules_to_save", None),
+        placeholders=False,
         **options,
     )
     config.target_modules = names if isinstance(names, str) else set(names)
