@@ -44,7 +44,11 @@ def test_a_set_is_exactly_its_modules(name: str, targets: str) -> None:
     kinds = frozenset().union(*(SETS[part] for part in targets.split("+")))
     if targets == "default" and not any(expected(family, kinds)):
         kinds = SETS["convs"]
-    inside, outside = expected(family, kinds)
+    if targets == "stem":
+        stem = {n for n in expected(family, SETS["convs"])[1] if "downsampl" not in n}
+        inside, outside = set[str](), stem
+    else:
+        inside, outside = expected(family, kinds)
     if not (inside or outside):
         with pytest.raises(InputError, match=f"no module of {type(model).__name__} belongs to the target set"):
             target_modules(model, targets)
@@ -221,7 +225,7 @@ def test_an_unknown_set_among_known_ones_is_named(targets: str, message: str) ->
         ),
         ("vit_giant_patch14_dinov2", {"blocks.0.mlp.fc1": "mlp-in", "blocks.0.mlp.fc2": "mlp-out"}),
         ("mixer_s32_224", {"blocks.0.mlp_tokens.fc1": "mlp-in", "blocks.0.mlp_channels.fc2": "mlp-out"}),
-        ("efficientnet_b0", {"blocks.0.0.conv_pw": "conv", "conv_stem": "conv"}),
+        ("efficientnet_b0", {"blocks.0.0.conv_pw": "conv", "blocks.1.0.conv_pwl": "conv"}),
     ],
 )
 def test_further_architectures_of_timm(name: str, kinds: dict[str, str]) -> None:

@@ -1,9 +1,11 @@
 """What each module of a model is for: a query, an MLP's first layer, a norm, ... told by type, name and shape.
 
 Kinds: ``q``, ``k``, ``v`` (a fused layer that can be split counts as its parts, ``qkv.q``, ...), ``qkv`` (a fused
-layer that cannot), ``out`` (an attention's output projection), ``mlp-in``, ``mlp-out`` (the layers into and out of the
+layer that cannot), ``out`` (an attention's output projection), ``mlp-in``, ``mlp-out`` (the layers into and out of
+the
 hidden width of a block's feed-forward network; a gate is ``mlp-in``), ``linear`` (any other linear layer: poolers,
-patch merging, position biases, routers), ``norm`` and ``conv``. A convolution with groups has none, as no method here
+patch merging, position biases, routers), ``norm``, ``conv``,
+``stem`` (a convolution before the blocks). A convolution with groups has none, as no method here
 adapts it.
 """
 
@@ -47,7 +49,7 @@ _HEADS = re.compile(r"(heads?|head_dist|(pre_)?classifier|score|fc|lm_head|qa_ou
 def module_kinds(model: nn.Module) -> dict[str, frozenset[str]]:
     """``{module name: kinds}`` of everything an adapter can go on, but for the head; in order of definition.
 
-    A module has one kind, but for a 1x1 convolution in a feed-forward network: ``conv``, and ``mlp-in`` or ``mlp-out``.
+    A module has one kind, but for convolutions: ``stem``, ``mlp-in`` or ``mlp-out`` (1x1 ones) come beside ``conv``.
     """
     heads = head_names(model)
     kinds: dict[str, frozenset[str]] = {}
@@ -61,7 +63,7 @@ def module_kinds(model: nn.Module) -> dict[str, frozenset[str]]:
         elif issubclass(host, LinearHost):
             linears[name] = host.matrix_shape(base_of(module))
         elif issubclass(host, Conv2dHost):
-            kinds[name] = frozenset({"conv"})
+            kinds[name] = frozenset({"conv"} if _in_block(name) else {"conv", "stem"})
             if base_of(module).kernel_size == (1, 1) and _unit(name, _MLP):
                 linears[name] = host.matrix_shape(base_of(module))
     for name, kind in _linear_kinds(linears).items():

@@ -13,6 +13,8 @@ _MLP = frozenset({"mlp-in", "mlp-out"})
 SETS: dict[str, frozenset[str]] = {
     "default": _ATTENTION | _MLP,  # in a model that has none of these, its convolutions
     "qv": frozenset({"q", "v"}),
+    "kv": frozenset({"k", "v"}),
+    "qkv": frozenset({"q", "k", "v", "qkv"}),
     "attention": _ATTENTION,
     "out": frozenset({"out"}),
     "mlp": _MLP,
@@ -21,6 +23,7 @@ SETS: dict[str, frozenset[str]] = {
     "all-linear": _ATTENTION | _MLP | {"linear"},
     "norms": frozenset({"norm"}),
     "convs": frozenset({"conv"}),
+    "stem": frozenset({"stem"}),
 }
 
 

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from orthotune.errors import InputError
 from orthotune.tuners.layer import base_of
 from orthotune.tuners.quantisers import as_quantised
-from orthotune.tuners.sharding import shape_of, whole
+from orthotune.tuners.sharding import whole
 
 # name of the fused layer -> its equal parts, in the order of its outputs
 FUSED_PARTS: dict[str, tuple[str, ...]] = {
