@@ -53,7 +53,9 @@ class QuantisedHost(LinearHost):
         base = self.get_base_layer()
         tensors = (*base.parameters(recurse=False), *base.buffers(recurse=False))
         # PEFT looks for a weight by name, which not every library's layer has
-        self._move_adapter_to_device_of_base_layer(adapter_name, device=tensors[0].device)
+        for tensor in self.adapter_tensors(adapter_name):
+            if not tensor.is_meta:
+                tensor.data = tensor.data.to(tensors[0].device)
 
     def merge_obstacle(self, adapter: str) -> str | None:
         obstacle = self.quantised.obstacle
