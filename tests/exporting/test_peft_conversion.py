@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not hasattr(peft, "convert_to_lora"), reason="PE
 
 SHIFTED = ("rlrr", "ssf", "bitfit", "arc", "h-adapter")  # but for shift=False
 WHOLE = [name for name in LINEAR if not name.startswith(SHIFTED) or CONFIGS[name][1].get("shift") is False]
-WHOLE = [name for name in WHOLE if not name.startswith("h-adapter")]  # those are not linear
+WHOLE = [n for n in WHOLE if not n.startswith(("h-adapter", "p-adapter", "ssf"))]  # not linear, and b* = g b
 
 
 def adapted(case: str, kind: str, **options: Any) -> tuple[PeftModel, nn.Module, torch.Tensor]:
