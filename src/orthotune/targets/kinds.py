@@ -1,12 +1,10 @@
 """What each module of a model is for: a query, an MLP's first layer, a norm, ... told by type, name and shape.
 
 Kinds: ``q``, ``k``, ``v`` (a fused layer that can be split counts as its parts, ``qkv.q``, ...), ``qkv`` (a fused
-layer that cannot), ``out`` (an attention's output projection), ``mlp-in``, ``mlp-out`` (the layers into and out of
-the
+layer that cannot), ``out`` (an attention's output projection), ``mlp-in``, ``mlp-out`` (the layers into and out of the
 hidden width of a block's feed-forward network; a gate is ``mlp-in``), ``linear`` (any other linear layer: poolers,
-patch merging, position biases, routers), ``norm``, ``conv``,
-``stem`` (a convolution before the blocks). A convolution with groups has none, as no method here
-adapts it.
+patch merging, position biases, routers), ``norm``, ``conv`` and ``stem`` (a convolution before the blocks). A
+convolution with groups has none, as no method here adapts it.
 """
 
 from __future__ import annotations
