@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +79,10 @@ def _papers(options: Any) -> tuple[Sequence[str], Rows]:
         raise InputError(f"the papers' tables have no figures for model {options.model!r} and these methods")
     rows: Rows = []
     for figure in track(figures, "counting"):
-        number = ours(figure)
+        try:
+            number = ours(figure)
+        except InputError:
+            number = math.nan
         settings = " ".join(f"{k}={v}" for k, v in figure.settings.items())
         rows.append(
             (
@@ -87,7 +91,7 @@ def _papers(options: Any) -> tuple[Sequence[str], Rows]:
                 figure.row,
                 f"{figure.method} {settings}".strip(),
                 f"{figure.millions:.{figure.decimals}f}",
-                f"{number:.4f}",
+                "-" if math.isnan(number) else f"{number:.4f}",
                 "yes" if agrees(figure, number) else "no",
                 figure.remark,
             )
