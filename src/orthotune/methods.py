@@ -130,7 +130,12 @@ METHODS: dict[str, Method] = {
     "oft": Method("Block-diagonal orthogonal fine-tuning (PEFT)", 1e-3, "peft:OFTConfig"),
     "boft": Method("Butterfly orthogonal fine-tuning (PEFT)", 1e-3, "peft:BOFTConfig"),
     "hra": Method("Householder reflections (PEFT)", 3e-3, "peft:HRAConfig"),
-    "vera": Method("Low-rank update with random projections shared by all layers (PEFT)", 1e-2, "peft:VeraConfig"),
+    "vera": Method(
+        "Low-rank update with random projections shared by all layers (PEFT)",
+        1e-2,
+        "peft:VeraConfig",
+        defaults={"save_projection": False},
+    ),
     "ia3": Method(
         "Scales of keys, values and the FFN's inner activations (PEFT)",
         1e-2,

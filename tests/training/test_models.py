@@ -16,6 +16,7 @@ from orthotune.models import adapt, build_classifier
 from orthotune.models.build import Classifier
 from orthotune.targets.sets import SETS
 from orthotune.training import fit, merge, predict
+from orthotune.training.run import open_run
 from training.tiny import MODEL_ARGS, config
 
 TINY = "vit_tiny_patch16_224"
@@ -43,13 +44,18 @@ def test_an_adapter_starts_as_a_no_op(method: str) -> None:
     classifier.module.eval()
     before = classifier.module(images)
     model = adapt(classifier, method, {})
+    config = model.module.peft_config["default"]
+    if not getattr(config, "starts_as_no_op", True):
+        pytest.skip("a method that says it does not start as a no-op")
     model.module.eval()
     torch.testing.assert_close(model.logits(images), before, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_without_such_modules_says_so() -> None:
     model = build_classifier("resnet10t", 3, random_weights=True, image_size=32)
-    with pytest.raises(InputError, match=r"no module of ResNet .* the target set 'qv' \(found kinds: conv, norm\)"):
+    with pytest.raises(
+        InputError, match=r"no module of ResNet .* the target set 'qv' \(found kinds: conv, norm, stem\)"
+    ):
         adapt(model, "goft", {"target_modules": "qv"})
 
 
@@ -114,7 +120,7 @@ def test_weights_file_is_loaded_but_for_the_head(tmp_path: Path) -> None:
     model = tiny(weights=file, random_weights=False).module.state_dict()
     for name, tensor in source.state_dict().items():
         assert name.startswith("head") or torch.equal(model[name], tensor)
-    assert model["head.weight"].shape == (3, 32)
+    assert model["head.weight"].shape == (3, 64)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -128,7 +134,7 @@ def test_torch_files_are_read(wrapped: bool, tmp_path: Path) -> None:
 
 def test_weights_of_another_image_size_are_resampled(tmp_path: Path) -> None:
     file = save(tmp_path, timm.create_model(TINY, img_size=32, num_classes=7, **MODEL_ARGS))
-    assert tiny(weights=file, random_weights=False).module.get_parameter("pos_embed").shape == (1, 17, 32)
+    assert tiny(weights=file, random_weights=False).module.get_parameter("pos_embed").shape == (1, 17, 64)
 
 
 def test_weights_of_another_architecture_name_what_differs(tmp_path: Path) -> None:
@@ -142,7 +148,7 @@ def test_weights_of_another_architecture_name_what_differs(tmp_path: Path) -> No
 
 def test_nan_in_weights_is_named(tmp_path: Path) -> None:
     source = timm.create_model(TINY, img_size=16, num_classes=7, **MODEL_ARGS)
-    file = save(tmp_path, source, **{"blocks.1.mlp.fc2.weight": torch.full((32, 128), float("nan"))})
+    file = save(tmp_path, source, **{"blocks.1.mlp.fc2.weight": torch.full((64, 256), float("nan"))})
     with pytest.raises(InputError, match=r"blocks\.1\.mlp\.fc2\.weight contains NaN"):
         tiny(weights=file, random_weights=False)
 
@@ -166,7 +172,7 @@ def transformers_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     out = tmp_path_factory.mktemp("hf") / "vit"
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     torch.manual_seed(0)
     ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=5, **sizes)).save_pretrained(out)
     ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(out)
@@ -184,7 +190,9 @@ def test_transformers_models_train_and_merge(
     metrics = fit(config(digits, tmp_path / "run", method, epochs=1, **changes), quiet=True)
     assert metrics.preprocessing["mean"] == (0.4, 0.4, 0.4)
     assert metrics.preprocessing["size"] == size or 16
+    assert predict(tmp_path / "run", [digits / "test"], device="cpu", quiet=True)
+    if open_run(tmp_path / "run").model.merge_obstacle():
+        return
     merge(tmp_path / "run", tmp_path / "merged")
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "merged")
     assert model.config.id2label == {0: "digit0", 1: "digit1", 2: "digit2"}
-    assert predict(tmp_path / "run", [digits / "test"], device="cpu", quiet=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from orthotune.models.build import Classifier
 from orthotune.models.weights import check_finite, read_state_dict
 from orthotune.targets.resolve import target_modules
 from orthotune.targets.sets import is_set
+from orthotune.tuners.layer import AdapterLayer
 
 #: What the methods without an adapter (linear, full) save: the tensors that training changed.
 TRAINED_FILE = "model.safetensors"
@@ -62,6 +64,13 @@ class AdaptedModel:
                     shapes = f"{tuple(state[name].shape)}, the model has {tuple(tensor.shape)}"
                     raise InputError(f"the saved state is of another model or method: {name} is {shapes}")
                 tensor.copy_(state[name])
+
+    def merge_obstacle(self) -> str | None:
+        """Say why there is no plain model with what was trained in its weights; None if there is one."""
+        if getattr(get_method(self.method).config_class(), "changes_architecture", False):
+            return "it changes the architecture, so timm and transformers have no plain model to load its weights"
+        layers = [layer for layer in self.module.modules() if isinstance(layer, AdapterLayer)]
+        return next((why for layer in layers for a in layer.adapter_options if (why := layer.merge_obstacle(a))), None)
 
     def train(self) -> None:
         """Training mode, with the running statistics of frozen batch norms left alone."""
@@ -114,10 +123,19 @@ def _peft_model(module: nn.Module, config: Any) -> nn.Module:
     from orthotune.tuners.fused import split_fused_projections
 
     split_fused_projections(module, config)
-    with warnings.catch_warnings():
-        # PEFT's BOFT tries to compile a CUDA kernel, and says that it goes on without
-        warnings.filterwarnings("ignore", category=UserWarning, module="peft.tuners.boft")
+    with _known_warnings():
         return get_peft_model(module, config)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _known_warnings() -> Iterator[None]:
+    """Pass over what PEFT warns of in its own methods although all is well."""
+    with warnings.catch_warnings():
+        # BOFT tries to compile a CUDA kernel, and goes on without
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft.tuners.boft")
+        # LN tuning knows its modules by type, and takes those of timm and transformers as well
+        warnings.filterwarnings("ignore", "Unsupported layer type .*[nN]orm", UserWarning)
+        yield
 
 
 def save_trained(model: AdaptedModel, folder: Path) -> None:
@@ -159,7 +177,7 @@ def load_trained(classifier: Classifier, method: str, values: Mapping[str, Any],
         )
     try:
         split_fused_projections(classifier.module, config)
-        with warnings.catch_warnings():
+        with _known_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
             module = PeftModel.from_pretrained(classifier.module, str(folder), config=config)
     except (ValueError, RuntimeError, KeyError, UserWarning) as error:

@@ -47,10 +47,10 @@ def merge(run: str | Path, out: str | Path, *, weights: str | None = None, overw
         hint = "add --overwrite or give another --out" if (out / "config.json").is_file() else "give another --out"
         raise InputError(f"--out {str(out)!r} already exists: {hint}")
     finished = open_run(run, weights=weights)
-    if getattr(get_method(finished.config.method).config_class(), "changes_architecture", False):
+    if obstacle := finished.model.merge_obstacle():
         raise InputError(
-            f"method {finished.config.method!r} changes the architecture, so timm and transformers have no plain model "
-            "to load its weights: use the run itself with orthotune evaluate and predict"
+            f"what method {finished.config.method!r} trained cannot be merged: {obstacle}. Use the run itself with "
+            "orthotune evaluate and predict"
         )
     module, difference = merged_module(finished.model, finished.config.seed)
     with new_folder(out) as folder:

@@ -103,10 +103,9 @@ class FacTLinear(LinearHost):
             u, core, v = self.factors(adapter)
             z = x.to(u.dtype)
             if self.out_features >= self.in_features:
-                change = ((z @ u)[..., None, None, :] @ core @ v.T).flatten(-3)
+                change = ((z @ u @ core.movedim(0, 1).flatten(1)).unflatten(-1, core.shape[:2]) @ v.T).flatten(-2)
             else:
-                z = z.unflatten(-1, (len(core), -1)) @ u
-                change = torch.einsum("...bi,bij->...j", z, core) @ v.T
+                change = (z.unflatten(-1, (len(core), -1)) @ u).flatten(-2) @ core.flatten(0, 1) @ v.T
             y = y + change.to(y.dtype)
         return y
 
