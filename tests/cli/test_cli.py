@@ -251,6 +251,16 @@ def test_methods_and_help_list_the_adapter_fields(method: str, capsys: pytest.Ca
     assert ("exclude_modules" in listed) == ("exclude_modules" in shown) == has_adapter
 
 
+def test_the_list_of_methods_has_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:] if not line.startswith("   ")]
+    assert listed == list(METHODS)
+
+
+def test_a_format_is_for_the_list_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "leave out 'goft'" in refused(capsys, ["methods", "goft", "--format", "csv"])
+
+
 def test_unknown_command_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean fit" in refused(capsys, ["fits"])
     assert main([]) == 2

@@ -13,7 +13,7 @@ from rich.table import Table
 from orthotune.cli.parser import Parser
 from orthotune.errors import InputError
 
-_DESCRIPTION = """Compare all methods on real images in about a minute. Needs no network and no data.
+_DESCRIPTION = """Compare six methods on real images in about a minute. Needs no network and no data.
 
 A small vision transformer is pre-trained on the digits 0-4 of scikit-learn's handwritten digits (8x8 pixels),
 then adapted to the digits 5-9 with ten labelled images a class by each method; all other images test it."""

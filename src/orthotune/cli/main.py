@@ -20,7 +20,7 @@ COMMANDS = {
     "push": "upload a run's adapter and its model card to the Hub",
     "methods": "list the methods, or the adapter fields of one of them",
     "parameters": "how many parameters each method trains, beside the papers' figures",
-    "demo": "all methods on real images in about a minute; needs no network and no data",
+    "demo": "six methods on real images in about a minute; needs no network and no data",
 }
 
 _INTRO = """usage: orthotune COMMAND [options]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any
 
 from orthotune.cli.parser import Parser, check_new_file
+from orthotune.cli.tables import Rows, TableFormat, text
 from orthotune.errors import InputError
 from orthotune.methods import METHODS, get_method
 from orthotune.progress import quietly, track
@@ -24,8 +20,6 @@ _DESCRIPTION = """Count the parameters that each method trains. No weights are m
 
 With --papers: the figures of the papers' tables and ours beside them, for one --model or all."""
 
-Rows = list[Sequence[str]]
-
 
 def run(arguments: list[str]) -> int:
     """Run the command."""
@@ -34,7 +28,7 @@ def run(arguments: list[str]) -> int:
     parser.option(parser, "--classes", int, 100, "classes of the head")
     parser.option(parser, "--methods", list[str] | None, None, "some methods, as [a,b]; default all")
     parser.option(parser, "--papers", bool, False, "beside the papers' figures")
-    parser.option(parser, "--format", Literal["table", "markdown", "csv"], "table", "how to print")
+    parser.option(parser, "--format", TableFormat, "table", "how to print")
     parser.option(parser, "--out", str | None, None, "write to this file instead")
     parser.option(parser, "--overwrite", bool, False, "replace the file --out")
     parser.option(parser, "--quiet", bool, False, "no progress bar")
@@ -48,11 +42,11 @@ def run(arguments: list[str]) -> int:
         get_method(name)
     with quietly(options.quiet):
         head, rows = (_papers if options.papers else _methods)(options)
-    text = _text(head, rows, options.format)
+    table = text(head, rows, options.format)
     if options.out:
-        Path(options.out).write_text(text)
+        Path(options.out).write_text(table)
     else:
-        print(text, end="")
+        print(table, end="")
     return 0
 
 
@@ -97,18 +91,3 @@ def _papers(options: Any) -> tuple[Sequence[str], Rows]:
             )
         )
     return ("source", "backbone", "row", "method here", "paper, M", "here, M", "agrees", "remark"), rows
-
-
-def _text(head: Sequence[str], rows: Rows, form: str) -> str:
-    if form == "markdown":
-        lines = [head, ["---"] * len(head), *rows]
-        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    out = io.StringIO()
-    if form == "csv":
-        csv.writer(out).writerows([head, *rows])
-        return out.getvalue()
-    table = Table(*head, box=None)
-    for row in rows:
-        table.add_row(*row)
-    Console(file=out, width=150).print(table)
-    return out.getvalue()

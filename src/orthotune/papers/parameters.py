@@ -36,12 +36,13 @@ class Published:
 
 @dataclass(frozen=True)
 class Count:
-    """Trained parameters of a method on a model."""
+    """Trained parameters of a method on a model, and whether what it trained has a merged form."""
 
     method: str
     adapter: int
     head: int
     total: int
+    merges: bool
 
     @property
     def trained(self) -> int:
@@ -59,7 +60,7 @@ def count(model: str, method: str, classes: int, settings: Mapping[str, Any] | N
         warnings.simplefilter("ignore")
         adapted = adapt(classifier, method, settings or {})
     counts = parameter_counts(adapted.module, classifier.head)
-    return Count(method, counts["adapter"], counts["head"], counts["total"])
+    return Count(method, counts["adapter"], counts["head"], counts["total"], adapted.merge_obstacle() is None)
 
 
 def published(backbone: str | None = None) -> Iterator[Published]:
