@@ -105,13 +105,13 @@ METHODS: dict[str, Method] = {
         {"r": 16},
     ),
     "adaptformer": Method("Bottleneck beside the FFN", 3e-3, "orthotune.tuners.adaptformer:AdaptFormerConfig", None),
-    "vpt-deep": Method("Prompt tokens in every block", 1e-2, "orthotune.tuners.vpt:VPTConfig", None),
+    "vpt-deep": Method("Prompt tokens in every block", 1e-3, "orthotune.tuners.vpt:VPTConfig", None),
     "vpt-deep-aoft": Method(
         "Prompt tokens in every block, generated from one vector each by AOFT's projection",
         1e-2,
         "orthotune.tuners.vpt:VPTConfig",
         None,
-        {"projection": "approx_orthogonal"},
+        {"projection": "approx_orthogonal", "num_tokens": 10},
     ),
     "vpt-shallow": Method(
         "Prompt tokens in the first block's input",
@@ -134,7 +134,6 @@ METHODS: dict[str, Method] = {
         "Low-rank update with random projections shared by all layers (PEFT)",
         1e-2,
         "peft:VeraConfig",
-        defaults={"save_projection": False},
     ),
     "ia3": Method(
         "Scales of keys, values and the FFN's inner activations (PEFT)",

@@ -55,11 +55,9 @@ def test_counts_are_those_of_the_saved_tensors(method: str, digits: Path, tmp_pa
     (file,) = (tmp_path / "run" / "adapter").glob("*.safetensors")
     counts = metrics.parameters
     assert counts["adapter"] + counts["head"] == counts["trainable"]
-    trained = open_run(tmp_path / "run").model.trained_tensors()
-    assert counts["trainable"] == sum(t.numel() for t in trained.values())
-    saved = load_file(file)
-    assert counts["trainable"] <= sum(t.numel() for t in saved.values())  # VeRA also saves what it does not train
-    assert all(any(torch.equal(t, value) for value in saved.values()) for t in trained.values())
+    saved = sum(t.numel() for t in load_file(file).values())
+    # some of PEFT's also save what they do not train
+    assert counts["trainable"] == saved if METHODS[method].is_own else counts["trainable"] <= saved
     assert counts["head"] >= MODEL_ARGS["embed_dim"] * 3 + 3
     assert counts["adapter"] > 0 or not METHODS[method].is_adapter
 

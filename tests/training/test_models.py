@@ -120,7 +120,7 @@ def test_weights_file_is_loaded_but_for_the_head(tmp_path: Path) -> None:
     model = tiny(weights=file, random_weights=False).module.state_dict()
     for name, tensor in source.state_dict().items():
         assert name.startswith("head") or torch.equal(model[name], tensor)
-    assert model["head.weight"].shape == (3, 64)
+    assert model["head.weight"].shape == (3, 32)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -134,7 +134,7 @@ def test_torch_files_are_read(wrapped: bool, tmp_path: Path) -> None:
 
 def test_weights_of_another_image_size_are_resampled(tmp_path: Path) -> None:
     file = save(tmp_path, timm.create_model(TINY, img_size=32, num_classes=7, **MODEL_ARGS))
-    assert tiny(weights=file, random_weights=False).module.get_parameter("pos_embed").shape == (1, 17, 64)
+    assert tiny(weights=file, random_weights=False).module.get_parameter("pos_embed").shape == (1, 17, 32)
 
 
 def test_weights_of_another_architecture_name_what_differs(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_weights_of_another_architecture_name_what_differs(tmp_path: Path) -> No
 
 def test_nan_in_weights_is_named(tmp_path: Path) -> None:
     source = timm.create_model(TINY, img_size=16, num_classes=7, **MODEL_ARGS)
-    file = save(tmp_path, source, **{"blocks.1.mlp.fc2.weight": torch.full((64, 256), float("nan"))})
+    file = save(tmp_path, source, **{"blocks.1.mlp.fc2.weight": torch.full((32, 128), float("nan"))})
     with pytest.raises(InputError, match=r"blocks\.1\.mlp\.fc2\.weight contains NaN"):
         tiny(weights=file, random_weights=False)
 
@@ -172,7 +172,7 @@ def transformers_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     out = tmp_path_factory.mktemp("hf") / "vit"
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     torch.manual_seed(0)
     ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=5, **sizes)).save_pretrained(out)
     ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.4] * 3, image_std=[0.3] * 3).save_pretrained(out)

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from orthotune.training import FitConfig
 
-MODEL_ARGS = {"patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2}
+MODEL_ARGS = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
 def write_digits(root: Path, *, train: int = 10, test: int = 6, classes: int = 3, val: int = 0) -> Path:
