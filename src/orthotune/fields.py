@@ -12,8 +12,8 @@ from orthotune.methods import get_method, near
 
 TARGETS_HELP = (
     "target_modules also takes a named set, or several joined with +: default (q, k, v, output projection and MLP "
-    "of every block; convolutions where there are none), qv, attention, out, mlp, mlp-in, mlp-out, all-linear (all but "
-    "the head), norms, convs. The head is always trained."
+    "of every block; convolutions where there are none), qv, kv, qkv, attention, out, mlp, mlp-in, mlp-out, all-linear "
+    "(all but the head), norms, convs, stem. The head is always trained."
 )
 
 #: PEFT's own bookkeeping fields, which a run sets itself.
