@@ -33,7 +33,7 @@ sys.path.insert(2, str(Path(__file__).parents[1] / "speed"))
 import transformers
 from comparing import search
 from glue import TASKS, Batches, Task, read
-from report import table
+from glue_table import table
 from side_by_side import time_steps
 from transformers import AutoTokenizer
 from tuning import Recipe, build, run

@@ -100,7 +100,8 @@ def test_statistics_of_a_trained_head_are_kept_with_it(method: str, tmp_path: Pa
     def classifier():
         return build_classifier("levit_128s", 3, random_weights=True)
 
-    model = adapt(classifier(), method, {"target_modules": ["qkv.linear"]} if method == "goft" else {})
+    values = {"target_modules": ["qkv.linear"]} if method == "goft" else {}
+    model = adapt(classifier(), method, values)
     before = batch_norms(model.module)
     model.train()
     images = torch.randn(2, 3, 224, 224)
@@ -110,7 +111,7 @@ def test_statistics_of_a_trained_head_are_kept_with_it(method: str, tmp_path: Pa
     assert all("head" in n for n in moved)
     assert set(moved) <= model.trained_tensors().keys()
     save_trained(model, tmp_path / "trained")
-    back = load_trained(classifier(), method, tmp_path / "trained")
+    back = load_trained(classifier(), method, values, tmp_path / "trained")
     state = back.module.state_dict()
     assert all(torch.equal(state[n], t) for n, t in model.trained_tensors().items())
 

@@ -75,7 +75,7 @@ def test_everything_but_the_head_and_grouped_convolutions_has_a_kind(name: str) 
 CASES = [
     (name, method, targets)
     for name in FAMILIES
-    for method, targets in (("goft", "default"), ("rlrr", "default+norms"), ("aoft", "default"), ("rlrr-r3", "norms"))
+    for method, targets in (("goft", "default"), ("rlrr", "default+norms"), ("aoft", "default"), ("rlrr-r=3", "norms"))
 ]
 
 
@@ -89,7 +89,7 @@ def test_a_set_trains_merges_and_comes_back(name: str, method: str, targets: str
     model = peft.get_peft_model(build(name), options).eval()
     adapted = {n.removeprefix("base_model.model.") for n, m in model.named_modules() if hasattr(m, "adapter_options")}
     assert adapted == names
-    assert options.target_modules == set(target_modules(shared(name), targets))
+    assert options.target_modules == set(target_modules(shared(name), targets, placeholders=False))
     output = run(family, model, inputs)
     scale = output.abs().max().item()
     assert (output - base).abs().max() > 1e-3 * scale
@@ -148,7 +148,17 @@ def test_layers_are_counted_in_the_list_that_layers_pattern_names() -> None:
     ],
 )
 def test_names_are_the_shortest_that_fit(name: str, targets: str, names: list[str]) -> None:
-    assert target_modules(shared(name), targets) == names
+    assert target_modules(shared(name), targets, placeholders=False) == names
+
+
+def test_names_for_other_methods_match_no_placeholder() -> None:
+    model = shared("timm-vit")
+    assert isinstance(model.get_submodule("patch_embed.norm"), nn.Identity)
+    options = GOFTConfig(target_modules=target_modules(model, "norms"))
+    assert {name for name, _ in model.named_modules() if is_targeted(options, name)} == {
+        *(f"blocks.{block}.norm{i}" for block in (0, 1) for i in (1, 2)),
+        "norm",
+    }
 
 
 def test_names_that_no_ending_tells_apart_become_an_expression() -> None:

@@ -17,6 +17,7 @@ import yaml
 from orthotune.cli import main
 from orthotune.cli.fit import parse
 from orthotune.cli.main import COMMANDS
+from orthotune.fields import adapter_fields
 from orthotune.methods import METHODS
 from training.tiny import settings, write_digits
 
@@ -84,6 +85,7 @@ def test_evaluate_predict_and_merge(run: Path, data: Path, tmp_path: Path, capsy
     assert "already exists" in refused(capsys, ["merge", "--run", str(run), "--out", str(tmp_path / "merged")])
 
 
+@pytest.mark.slow
 def test_the_merged_model_loads_in_timm_alone_and_predicts_the_same(run: Path, data: Path, tmp_path: Path) -> None:
     assert main(["merge", "--run", str(run), "--out", str(tmp_path / "merged")]) == 0
     script = f"""
@@ -136,7 +138,7 @@ def test_resume_needs_only_the_folder_and_names_other_settings(run: Path, capsys
         ({"method": "rlrr", "adapter": {"r": 0}}, "r=0"),
         ({"method": "rlrr", "adapter": {"r": "x"}}, "--adapter.r is 'x', which is not an integer"),
         ({"method": "goft", "adapter": {"target_modules": "[fc11]"}}, "fc1"),
-        ({"method": "linear", "adapter": {"r": 2}}, "method 'linear' has no adapter"),
+        ({"method": "linear", "adapter": {"r": 2}}, "field 'r' is unknown for method 'linear'; it has none"),
         ({"model": "vit_tiny_patch16_225"}, "did you mean vit_tiny_patch16_224"),
         ({"model_args": {"deepth": 3}}, "deepth"),
         ({"weights": "none.safetensors", "random_weights": False}, "'none.safetensors' does not exist"),
@@ -247,8 +249,10 @@ def test_methods_and_help_list_the_adapter_fields(method: str, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         main(["fit", "--method", method, "--help"])
     shown = capsys.readouterr().out
-    has_adapter = METHODS[method].is_adapter
-    assert ("exclude_modules" in listed) == ("exclude_modules" in shown) == has_adapter
+    fields = adapter_fields(method)
+    assert ("target_modules" in fields) == METHODS[method].is_adapter
+    assert all(f" {name} " in listed and f"\n  {name} (" in shown for name in fields)
+    assert ("adapter fields of" in shown) == bool(fields)
 
 
 def test_the_list_of_methods_has_them_all(capsys: pytest.CaptureFixture[str]) -> None:

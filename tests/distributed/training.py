@@ -42,11 +42,11 @@ CASES = {
     str(case): case
     for case in (
         Case("bert", "goft"),
-        Case("bert", "goft-3-trees"),
+        Case("bert", "goft-num_trees=3"),
         Case("bert", "qgoft", micro_batches=2),
         Case("bert", "rlrr", micro_batches=2),
-        Case("bert", "aoft-no-scale"),
-        Case("llama", "qgoft-output-scale", checkpointing=True),
+        Case("bert", "aoft-learn_scale=False"),
+        Case("llama", "qgoft-scale=output", checkpointing=True),
         Case("llama", "rlrr", checkpointing=True),
         Case("llama", "aoft", checkpointing=True),
         Case("convnet", "goft"),

@@ -35,7 +35,7 @@ def test_lora(source: str, run: Path, weights: Path, tmp_path: Path, capsys: pyt
     out = tmp_path / "lora"
     assert main(["export", "--to", "lora", *given, "--tolerance", "1e-6", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"blocks\.1\.attn\.qkv +32 +\d\.\de-0[67] *\n", printed)
+    assert re.search(rf"blocks\.1\.attn\.qkv +{MODEL_ARGS['embed_dim']} +\d\.\de-0[67] *\n", printed)
     assert float(re.search(r"logits differ by (\S+) of", printed)[1]) < 1e-5
     model = open_run(run).model
     model.module.eval()

@@ -40,6 +40,7 @@ def check_description(text: str, run: Path) -> None:
     assert (found["method"], found["model"]) == ("rlrr", "vit_tiny_patch16_224")
 
 
+@pytest.mark.slow
 def test_onnx(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -56,6 +57,7 @@ def test_onnx(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "already exists" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_torch_export(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.pt2"
     assert main(["export", "--to", "torch-export", "--run", str(run), "--out", str(file)]) == 0
@@ -71,11 +73,9 @@ def test_torch_export(run: Path, tmp_path: Path) -> None:
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("size", [None, 24])
-def test_transformers_models(size: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("to", "size"), [("onnx", 24), ("torch-export", None), ("torch-export", 24)])
+def test_transformers_models(to: str, size: int | None, tmp_path: Path) -> None:
     """Also at another image size, where the position embeddings are interpolated."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
@@ -85,13 +85,17 @@ def test_transformers_models(size: int | None, tmp_path: Path) -> None:
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
     model = adapt(build_classifier(str(folder), 3, image_size=size), "goft", {"init_weights": False})
     model.module.eval()
-    graph.export_onnx(model, tmp_path / "model.onnx")
-    graph.export_program(model, tmp_path / "model.pt2")
-    x = torch.randn(2, 3, size or 16, size or 16)
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-    got = torch.from_numpy(session.run(["logits"], {"pixel_values": x.numpy()})[0])
+    file, x = tmp_path / "model", torch.randn(2, 3, size or 16, size or 16)
+    if to == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        graph.export_onnx(model, file)
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        got = torch.from_numpy(session.run(["logits"], {"pixel_values": x.numpy()})[0])
+    else:
+        graph.export_program(model, file)
+        got = torch.export.load(file).module()(x)
     assert relative_error(got, model.logits(x)) < TOLERANCE
-    assert relative_error(torch.export.load(tmp_path / "model.pt2").module()(x), model.logits(x)) < TOLERANCE
 
 
 def tiny(method: str, **values: Any) -> AdaptedModel:

@@ -168,7 +168,7 @@ def test_a_fused_conv1d_comes_back_whole(tmp_path: Path) -> None:
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.c_attn = Conv1D(12, 5)
+            self.c_attn = Conv1D(15, 5)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.c_attn(x)
@@ -186,6 +186,7 @@ def rlrr_with_norms() -> PeftModel:
     ).eval()
 
 
+@pytest.mark.slow
 def test_plain_peft_alone_gives_the_same_logits(tmp_path: Path) -> None:
     """RLRR with norms, shifts and a head; the other process has not seen this package."""
     model = rlrr_with_norms()

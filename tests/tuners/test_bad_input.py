@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from orthotune import AOFTConfig, GOFTConfig, InputError, RLRRConfig
 from tuners.cases import Convs, Linears
@@ -135,6 +136,17 @@ def test_a_layer_whose_weight_is_used_without_calling_it(make: Any, target: str)
 def test_no_module_matches(targets: list[str], near: str) -> None:
     with pytest.raises(ValueError, match=f"not found in the base model.*{near}"):
         peft.get_peft_model(Linears(), GOFTConfig(target_modules=targets))
+
+
+def test_no_module_matches_beside_one_that_is_trained_whole() -> None:
+    with pytest.raises(ValueError, match=r"No modules were targeted.*Near names in this model: first\."):
+        peft.get_peft_model(Linears(), GOFTConfig(target_modules=["frist"], modules_to_save=["head"]))
+
+
+def test_a_layer_that_is_not_split_has_no_parts_to_name() -> None:
+    model = torch.nn.ModuleDict({"c_attn": Conv1D(14, 7)})  # GPT-2's cross attention: keys and values
+    with pytest.raises(ValueError, match=r"can be adapted end in: c_attn\."):
+        peft.get_peft_model(model, GOFTConfig(target_modules=["q"]))
 
 
 def test_no_targets_at_all() -> None:

@@ -17,7 +17,7 @@ from orthotune.errors import InputError
 from orthotune.tuners.fused import FusedProjection
 from orthotune.tuners.hosts import Conv2dHost, LinearHost, NormHost
 from orthotune.tuners.layer import AdapterLayer, base_of
-from orthotune.tuners.model import modules_outside
+from orthotune.tuners.traversal import modules_outside
 
 #: Factors A (k, D) and B (n, k) of a change B A.
 Factors = tuple[Tensor, Tensor]

@@ -30,7 +30,7 @@ def write_hub_folder(
 
     No path of this machine is in it. InputError for a run without an adapter. See :func:`model_card`.
     """
-    if get_method(run.config.method).config is None:
+    if not get_method(run.config.method).is_adapter:
         raise InputError(
             f"the run was made with method {run.config.method!r}, which has no adapter: publish the folder that "
             "orthotune merge writes"

@@ -101,8 +101,8 @@ def _layers(state: dict[str, Tensor], file: str) -> tuple[dict[str, dict[str, Te
             layers.setdefault(name, {})[scaled[2]] = tensor
         else:
             raise InputError(
-                f"{file!r} holds {key!r}, which is no tensor of the RLRR authors' vision transformer (their Swin and "
-                "ResNet are not supported: they shift layers that have no bias, which no adapter here does)"
+                f"{file!r} holds {key!r}, which is no tensor of the RLRR authors' vision transformer; reading their "
+                "Swin and ResNet is not implemented"
             )
     if set(head) != {"weight", "bias"}:
         raise InputError(f"{file!r} holds no head (head.weight and head.bias)")

@@ -21,6 +21,7 @@ from orthotune.tuners.fused import FusedProjection, fused_parts
 from orthotune.tuners.hosts import Conv2dHost, LinearHost, NormHost
 from orthotune.tuners.layer import base_of
 from orthotune.tuners.supported import UnsupportedLayerError, host_of
+from orthotune.tuners.traversal import modules_outside
 
 _PROJECTIONS = {
     kind: re.compile(
@@ -170,12 +171,6 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
 
 def outside_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the model's modules by name, without the root, what lies inside adapter layers, and modules_to_save."""
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if name and not name.startswith(inside or "\0"):
-            if isinstance(module, AuxiliaryTrainingWrapper):
-                inside = (*inside, f"{name}.")
-                continue
-            if isinstance(module, BaseTunerLayer):
-                inside = (*inside, f"{name}.")
+    for name, module in modules_outside(model, BaseTunerLayer, AuxiliaryTrainingWrapper):  # type: ignore[arg-type]
+        if not isinstance(module, AuxiliaryTrainingWrapper):
             yield name, module

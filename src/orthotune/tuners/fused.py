@@ -169,5 +169,5 @@ def part_names(model: nn.Module) -> set[str]:
         f"{name}.{part}"
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
-        for part in FUSED_PARTS.get(name.rpartition(".")[2], ())
+        for part in fused_parts(name, *_shape(module))
     }

@@ -29,6 +29,7 @@ from orthotune.tuners.fused import (
 from orthotune.tuners.layer import AdapterLayer, base_of
 from orthotune.tuners.quantisers import as_quantised
 from orthotune.tuners.supported import UnsupportedLayerError, check_is_called, host_of
+from orthotune.tuners.traversal import modules_outside
 
 # queries and values, as PEFT does for LoRA, with the vision transformers that its table leaves out
 _QUERY_VALUE = ["q", "v", "query", "value", "q_proj", "v_proj"]
@@ -36,6 +37,8 @@ DEFAULT_TARGETS: dict[str, list[str] | str] = {
     **dict.fromkeys(("vit", "deit", "beit", "swin", "swinv2", "dinov2", "vit_mae", "clip", "siglip"), _QUERY_VALUE),
     **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
 }
+# PEFT's words where target_modules matches nothing; the second where modules_to_save or exclude_modules match something
+_UNMATCHED = ("not found in the base model", "No modules were targeted")
 
 
 class AdapterModel(BaseTuner):
@@ -209,19 +212,9 @@ class AdapterModel(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except ValueError as error:
             targets = self.peft_config[adapter_name].target_modules
-            if isinstance(error, InputError) or "not found in the base model" not in str(error):
+            if isinstance(error, InputError) or not any(words in str(error) for words in _UNMATCHED):
                 raise
             raise type(error)(f"{error} {_near_names(model, targets)}") from None
-
-
-def modules_outside(model: nn.Module, *kinds: type[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the model's modules by name, leaving out the root and what lies inside modules of these ``kinds``."""
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if name and not name.startswith(inside or "\0"):
-            if isinstance(module, kinds):
-                inside = (*inside, f"{name}.")
-            yield name, module
 
 
 def _near_names(model: nn.Module, targets: set[str] | list[str] | str) -> str:

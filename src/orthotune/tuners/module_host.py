@@ -14,7 +14,8 @@ from orthotune.tuners.blocks import width_of
 from orthotune.tuners.config import AdapterConfig
 from orthotune.tuners.fused import is_targeted
 from orthotune.tuners.layer import AdapterLayer, base_of
-from orthotune.tuners.model import AdapterModel, modules_outside
+from orthotune.tuners.model import AdapterModel
+from orthotune.tuners.traversal import modules_outside
 
 
 @dataclass
