@@ -252,7 +252,7 @@ def test_methods_and_help_list_the_adapter_fields(method: str, capsys: pytest.Ca
     fields = adapter_fields(method)
     assert ("target_modules" in fields) == METHODS[method].is_adapter
     assert all(f" {name} " in listed and f"\n  {name} (" in shown for name in fields)
-    assert ("adapter fields of" in shown) == bool(fields)
+    assert (f"adapter fields of {method} (" in shown) == bool(fields)
 
 
 def test_the_list_of_methods_has_them_all(capsys: pytest.CaptureFixture[str]) -> None:

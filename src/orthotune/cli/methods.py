@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from orthotune.cli.parser import Parser
 from orthotune.cli.tables import Rows, TableFormat, text
@@ -67,7 +67,7 @@ def _fields(name: str) -> None:
         console.print(f"{TARGETS_HELP} null: {get_method(name).targets or 'found by the method'}.\n", highlight=False)
     if not adapter_fields(name):
         return
-    table = Table("--adapter.", "default", "values", "meaning", box=None)
+    table = Table(Column("--adapter.", no_wrap=True), "default", "values", "meaning", box=None)
     for field, (hint, default, help_text) in adapter_fields(name).items():
         table.add_row(
             field, "null" if default is None else str(default), type_text(hint), textwrap.shorten(help_text, 300)
