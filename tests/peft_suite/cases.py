@@ -37,14 +37,16 @@ def _distinct() -> dict[str, tuple[type, dict[str, Any]]]:
 CASES = _distinct()
 METHODS = {name: case for name, case in CASES.items() if name in tuner_cases.OWN}
 OPTIONS = {name: case for name, case in CASES.items() if name not in METHODS}
-#: For tests that make configurations themselves: in each class the options of its first method are the defaults.
+#: The first method of each class.
+FIRST: dict[type, dict[str, Any]] = dict(reversed(METHODS.values()))
+#: For tests that make configurations themselves: each has the options of its first method as defaults.
 CLASSES = [
     dataclasses.make_dataclass(
         config_cls.__name__,
         [(name, type(value), dataclasses.field(default=value)) for name, value in options.items()],
         bases=(config_cls,),
     )
-    for config_cls, options in dict(reversed(METHODS.values())).items()
+    for config_cls, options in FIRST.items()
 ]
 #: The real classes, those too whose tuners adapt modules that PEFT's little models do not have.
 ALL_CLASSES = list(dict.fromkeys(config_cls for config_cls, _ in tuner_cases.CONFIGS.values()))
@@ -111,5 +113,5 @@ SEVERAL_ADAPTERS: list[tuple[str, str, type, dict[str, Any], dict[str, Any]]] = 
 
 
 def transformer_cases(**fields: Any) -> list[tuple[type, dict[str, Any]]]:
-    """Return cases for the models of transformers, with the default targets of each model."""
-    return [(config_cls, {**options, "target_modules": None, **fields}) for config_cls, options in METHODS.values()]
+    """Return a case of each class for the models of transformers, with the default targets of each model."""
+    return [(config_cls, {**options, "target_modules": None, **fields}) for config_cls, options in FIRST.items()]
