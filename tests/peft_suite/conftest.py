@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # A test may ask a method for what it cannot give; for which adapters that is right, tests/tuners says.
-DOES_NOT_APPLY = re.compile(r"cannot be merged into layer|none of the \d+ targeted layers")
+DOES_NOT_APPLY = re.compile(r"cannot be merged into layer|none of the \d+ targeted layers|has no meaning here")
 
 
 @pytest.hookimpl(wrapper=True)
