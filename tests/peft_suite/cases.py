@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from orthotune.errors import InputError
@@ -18,13 +19,37 @@ def _narrow(case: tuple[type, dict[str, Any]]) -> tuple[type, dict[str, Any]]:
     return config_cls, {key: min(value, 2) if type(value) is int else value for key, value in options.items()}
 
 
-METHODS = {name: _narrow(tuner_cases.CONFIGS[name]) for name in tuner_cases.OWN if name in tuner_cases.LINEAR}
-OPTIONS = {
-    name: _narrow(tuner_cases.CONFIGS[name])
-    for name in tuner_cases.LINEAR
-    if name.count("=") == 1  # in combination they are tested in tests/tuners
-}
-CLASSES = list(dict.fromkeys(tuner_cases.CONFIGS[name][0] for name in tuner_cases.OWN))
+def _distinct() -> dict[str, tuple[type, dict[str, Any]]]:
+    """Return the methods on layers and their options, without those that narrowing has made the same."""
+    cases: dict[str, tuple[type, dict[str, Any]]] = {}
+    for name in sorted(tuner_cases.LINEAR, key=lambda name: name.count("=")):
+        if name.count("=") > 1:  # in combination they are tested in tests/tuners
+            break
+        case = _narrow(tuner_cases.CONFIGS[name])
+        if all(
+            config_cls is not case[0] or config_cls(**options) != config_cls(**case[1])
+            for config_cls, options in cases.values()
+        ):
+            cases[name] = case
+    return cases
+
+
+CASES = _distinct()
+METHODS = {name: case for name, case in CASES.items() if name in tuner_cases.OWN}
+OPTIONS = {name: case for name, case in CASES.items() if name not in METHODS}
+#: The first method of each class.
+FIRST: dict[type, dict[str, Any]] = dict(reversed(METHODS.values()))
+#: For tests that make configurations themselves: each has the options of its first method as defaults.
+CLASSES = [
+    dataclasses.make_dataclass(
+        config_cls.__name__,
+        [(name, type(value), dataclasses.field(default=value)) for name, value in options.items()],
+        bases=(config_cls,),
+    )
+    for config_cls, options in FIRST.items()
+]
+#: The real classes, those too whose tuners adapt modules that PEFT's little models do not have.
+ALL_CLASSES = list(dict.fromkeys(config_cls for config_cls, _ in tuner_cases.CONFIGS.values()))
 
 TARGETS: list[tuple[str, dict[str, Any]]] = [
     ("MLP", {"target_modules": "lin0"}),
@@ -82,11 +107,11 @@ SEVERAL_ADAPTERS: list[tuple[str, str, type, dict[str, Any], dict[str, Any]]] = 
         {**options, "target_modules": ["lin0"], "init_weights": False},
         {**options, "target_modules": [second], "init_weights": False},
     )
-    for method, (config_cls, options) in {**METHODS, **OPTIONS}.items()
+    for method, (config_cls, options) in CASES.items()
     for how, second in (("Same", "lin0"), ("Different", "lin1"))
 ]
 
 
 def transformer_cases(**fields: Any) -> list[tuple[type, dict[str, Any]]]:
-    """Return cases for the models of transformers, with the default targets of each model."""
-    return [(config_cls, {**options, "target_modules": None, **fields}) for config_cls, options in METHODS.values()]
+    """Return a case of each class for the models of transformers, with the default targets of each model."""
+    return [(config_cls, {**options, "target_modules": None, **fields}) for config_cls, options in FIRST.items()]

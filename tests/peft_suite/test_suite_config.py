@@ -18,8 +18,8 @@ from peft_suite.retarget import retarget
 suite = source.load("test_config")
 
 OURS: dict[str, list[Any]] = {
-    "config_class, mandatory_kwargs": [(config_cls, {}) for config_cls in cases.CLASSES],
-    "config_class": cases.CLASSES,
+    "config_class, mandatory_kwargs": [(config_cls, {}) for config_cls in cases.ALL_CLASSES],
+    "config_class": cases.ALL_CLASSES,
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from orthotune import AOFTConfig, GOFTConfig, RLRRConfig
+from orthotune.tuners.bottleneck import ACTIVATIONS
 from orthotune.tuners.model import AdapterModel
 from peft_suite import cases, source
 from peft_suite.retarget import retarget
@@ -21,7 +21,7 @@ from peft_suite.retarget import retarget
 suite = source.load("test_custom_models")
 
 if hasattr(suite, "PREFIXES"):  # a table that PEFT kept for this module before 0.19
-    suite.PREFIXES.update({config_cls: f"{config_cls().method}_" for config_cls in cases.CLASSES})
+    suite.PREFIXES.update({config_cls: f"{config_cls().method}_" for config_cls in cases.ALL_CLASSES})
 
 OURS: dict[str, list[Any]] = {
     "test_name, model_id, config_cls, config_kwargs": cases.CUSTOM_CASES,
@@ -37,14 +37,12 @@ LORA_ONLY = {
     "test_disable_adapter_with_bias_warns": "skips every method but LoRA and BOFT",
 }
 
-# Two training tests take their learning rate from the class of the configuration, 0.5 for a class they do not list.
-# RLRR multiplies the weight, so its gradients are as small as the weight: it takes what HiRA does, another such method.
-# The second test's loss has no lower bound, and methods that run off to infinity take 0.01 (RandLoRA, OSF): so do
-# qGOFT and AOFT.
-LEARNING_RATES: dict[str, tuple[tuple[type, ...], float]] = {
-    "test_only_params_are_updated": ((RLRRConfig,), 100),
-    "test_parameters_after_loading_model": ((GOFTConfig, AOFTConfig), 0.01),
-}
+# These train with SGD at a rate that they know for PEFT's methods, whose gradients differ by orders of magnitude. For
+# any method: Adam, whose steps do not depend on them, as in PEFT's test_disable_adapters_with_merging.
+TRAINED_WITH_SGD = ("test_only_params_are_updated", "test_parameters_after_loading_model")
+
+# They take for granted that a fresh adapter changes nothing.
+START_AS_NO_OP = ("test_disable_adapters", "test_disable_adapters_with_merging")
 
 TestPeftCustomModel = retarget(suite.TestPeftCustomModel, OURS, leave_out=LORA_ONLY)
 TestMultipleActiveAdapters = retarget(suite.TestMultipleActiveAdapters, OURS)
@@ -52,11 +50,19 @@ TestPeftFsdpStateDict = retarget(source.newer(suite, "TestPeftFsdpStateDict", "0
 
 
 @pytest.fixture(autouse=True)
-def _learning_rate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    classes, rate = LEARNING_RATES.get(request.function.__name__, ((), 0.0))
-    if classes and issubclass(request.node.callspec.params["config_cls"], classes):
-        sgd = torch.optim.SGD
-        monkeypatch.setattr(torch.optim, "SGD", lambda params, lr: sgd(params, lr=rate))
+def _training(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.function.__name__ in TRAINED_WITH_SGD:
+        monkeypatch.setattr(torch.optim, "SGD", lambda params, lr: torch.optim.Adam(params, lr=0.01))
+        # ranks go up to 2 here, the inputs are nine and positive: all of a layer's ReLUs may be dead
+        monkeypatch.setitem(ACTIVATIONS, "relu", torch.nn.functional.leaky_relu)
+
+
+@pytest.fixture(autouse=True)
+def _starts_as_no_op(request: pytest.FixtureRequest) -> None:
+    if request.function.__name__ in START_AS_NO_OP:
+        params = request.node.callspec.params
+        if not params["config_cls"](**params["config_kwargs"]).starts_as_no_op:
+            pytest.skip("a fresh adapter with these options is not a no-op")
 
 
 @pytest.mark.usefixtures("our_default_targets")

@@ -12,6 +12,8 @@ from typing import Any
 
 import transformers
 
+from orthotune.tuners._registration import tuner_of
+from orthotune.tuners.hosts import Conv2dHost
 from peft_suite import cases, source
 from peft_suite.local_models import saved
 from peft_suite.retarget import retarget
@@ -75,7 +77,7 @@ TestSequenceClassificationModels = retarget(
 TestInjectAdapterFromStateDict = retarget(
     low_level.TestInjectAdapterFromStateDict,
     {
-        "config": [config_cls(**options) for config_cls, options in cases.METHODS.values()],
+        "config": [config_cls(**options) for config_cls, options in cases.FIRST.items()],
         "model_cls_and_id": list(
             zip(
                 (
@@ -106,6 +108,7 @@ class TestResnet(
             "config": [
                 config_cls(**options, target_modules=["convolution"], modules_to_save=["classifier", "normalization"])
                 for config_cls, options in cases.METHODS.values()
+                if Conv2dHost in tuner_of(config_cls).layer_classes
             ]
         },
     )

@@ -95,5 +95,10 @@ class ARCModel(AdapterModel):
     tuner_layer_cls = ARCLinear
     layer_classes: ClassVar[dict[type[AdapterLayer], type[AdapterLayer]]] = {LinearHost: ARCLinear}
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """See PEFT; the configuration says which layers: a state dict names none whose parameters others hold."""
+        kwargs.pop("state_dict", None)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
 
 register("arc", ARCConfig, ARCModel)
