@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from orthotune.errors import InputError
-from tuners.transformers_and_timm import CONFIGS, MODELS, config, images, logits, timm_vit
+from tuners.transformers_and_timm import CONFIGS, MODELS, config, images, logits, timm_vit, wraps
 
-ALL = [(name, model) for name in CONFIGS for model in MODELS]
+ALL = [(name, model) for name in CONFIGS for model in MODELS if wraps(name, model)]
 HEADS = {"timm": "head", "transformers": "classifier"}
 
 

@@ -37,7 +37,8 @@ def dense_layer(layer: AdapterLayer, weight: torch.Tensor, bias: torch.Tensor, l
             change = torch.linalg.matrix_power(permute, power)
             matrix = reference.givens_matrix(tree, width)
             rotation = rotation @ change.T @ (matrix.T if transposed else matrix) @ change
-        return weight @ rotation.T, bias
+        weight = weight * scales.get("in_scale", 1) @ rotation.T
+        return (weight.T * scales.get("out_scale", 1)).T, bias
     if isinstance(layer, AOFTLayer):
         count, rank = options.num_updates, options.r
         scales = leaves.get("aoft_scale", torch.ones(count, rank, dtype=torch.float64)).view(count, rank)

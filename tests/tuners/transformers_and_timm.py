@@ -55,6 +55,12 @@ def transformers_vit() -> ViTForImageClassification:
 MODELS = {"timm": timm_vit, "transformers": transformers_vit}
 
 
+def wraps(name: str, model_name: str) -> bool:
+    """Whether a case wraps modules that the model has: the ViT of transformers 4 has no feed-forward module."""
+    names = {n.rpartition(".")[2] for n, _ in MODELS[model_name]().named_modules()}
+    return name != "adaptformer" or "mlp" in names
+
+
 def images(count: int = 2, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Make a batch (count, 3, 16, 16); the same one every time."""
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)

@@ -101,7 +101,9 @@ class BottleneckLinear(LinearHost):
         else:
             down, up = approx_orthogonal.random_unit(width), approx_orthogonal.random_unit(width)
             if config.learn_scale:
-                scale = torch.randn(rank) if random else torch.full((rank,), float(config.activation == "relu") * 1e-3)
+                scale = (
+                    1 + torch.rand(rank) if random else torch.full((rank,), float(config.activation == "relu") * 1e-3)
+                )
                 self.bottleneck_scale[adapter_name] = nn.Parameter(scale)
         self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name] = nn.Parameter(down), nn.Parameter(up)
         if config.shift:
