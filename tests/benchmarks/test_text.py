@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from orthotune.training.files import PARTIAL
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WORDS = ["the", "a", "cat", "dog", "sees", "sleeps", "bad", "good"]
 METHODS = ["lora", "linear"]
@@ -74,7 +76,8 @@ def killed(given: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, 
     started.kill()
     said = started.communicate()[0].decode()
     assert started.returncode == -signal.SIGKILL, said
-    return {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+    complete = (path for path in out.rglob("*.json") if not path.name.startswith(PARTIAL))
+    return {path: path.stat().st_mtime_ns for path in complete}
 
 
 @pytest.fixture(scope="module")
