@@ -8,7 +8,7 @@ would, and trains the head: the classifier, and the pooler where the model has o
 
 Of train, a few thousand sentences are drawn, the same ones for all. The probe (linear) comes first; its best learning
 rate is the head's in every other method, so that only the adapter's is chosen for them. A grid is three values around
-the one ``orthotune methods`` gives and grows by the next while the best is at its edge; its runs train on the first of
+the one ``orthotune methods`` gives (times --lr-scale) and grows by the next while the best is at its edge; its runs train on the first of
 the drawn sentences, with one seed, and are scored on others of train, never on the dev set. The final runs train on all
 that was drawn and are scored once, on the dev set. At last a training step of every method is timed, side by side with
 that of the head over the frozen encoder.
@@ -69,6 +69,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--grid-examples", type=positive, default=500, help="sentences a run of the grid trains on")
     parser.add_argument("--grid-epochs", nargs="+", type=positive, default=[1], help="one for all tasks or one a task")
     parser.add_argument("--epochs", nargs="+", type=positive, default=[3], help="one for all tasks or one a task")
+    parser.add_argument("--lr-scale", type=float, default=0.3, help="middle of the grid, relative to the registry's")
     parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--max-length", type=positive, default=48, help="tokens")
     parser.add_argument("--repeats", type=positive, default=15, help="of the timed steps; 3 more warm up")
@@ -155,7 +156,7 @@ class Comparison:
             print(f"{name} {method:7s} lr {lr:<7g} validation {found['score']:.4f}, loss {loss:.4f}", flush=True)
             return found["score"], -loss
 
-        lr, grid = search(validate, get_method(method).lr)
+        lr, grid = search(validate, self.args.lr_scale * get_method(method).lr)
         finals = [self.train(name, "final", task, method, lr, head_lr, seed) for seed in self.args.seeds]
         scores = [final["score"] for final in finals]
         print(f"{name} {method:7s} lr {lr:<7g} dev set {scores}", flush=True)
