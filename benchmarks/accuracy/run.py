@@ -4,11 +4,12 @@
         --data cifar10 fashion_mnist --image-size 64 --out runs/family
 
 By default every method of the registry. With --lr grid the probe (linear) comes first and its best learning rate is the
-head's in every other method, so that only the adapter's is chosen for them. A grid is three values of the ladder ...,
-1e-3, 3e-3, 1e-2, ... around the registry's and grows by the next while the best is at its edge. The grid's runs see a
-validation split of train and never the test images; the final runs train on all of train and are tested once, at the
-last epoch. With --lr registry there is no search. --images-per-class takes the first images of each class only. At last
-a training step of every method is timed, side by side with that of the head over the frozen model.
+head's in every other method, so that only the adapter's is chosen for them. The search is on the first folder and its
+choice holds for all. A grid is three values of the ladder ..., 1e-3, 3e-3, 1e-2, ... around the registry's and grows by
+the next while the best is at its edge. Its runs see a validation split of train and never the test images; the final
+runs train on all of train and are tested once, at the last epoch. With --lr registry there is no search.
+--images-per-class takes the first images of each class only. At last a training step of every method is timed, side by
+side with that of the head over the frozen model.
 
 A killed benchmark continues where it stopped, and a call with other methods or folders takes what is there: several
 processes may share the work by folder. Writes results.json and table.md into the output folder.
@@ -43,6 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--lr", choices=["grid", "registry"], default="grid", help="search, or take the registry's")
+    parser.add_argument("--head-lr", type=float, help="of the head, where linear is not searched; as lr if not given")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--grid-epochs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=5)
@@ -78,22 +80,25 @@ def view(data: Path, out: Path, splits: dict[str, int | None]) -> Path:
     return out
 
 
-def compare(args: argparse.Namespace, data: Path, method: str, head_lr: float | None) -> dict[str, Any]:
-    """Run one method on one folder: the search, if asked for, and the final runs."""
-    folder, limits = args.out / data.name, args.images_per_class or (None, None)
-    lr, grid = get_method(method).lr, {}
-    if args.lr == "grid":
-        train_only = view(data, folder / "train_only", {"train": limits[0]})
+def choose(args: argparse.Namespace, method: str, head_lr: float | None) -> tuple[float, dict[float, float]]:
+    """Search a method's learning rate on the first folder: return it and the validation accuracies by rate."""
+    data = args.data[0]
+    train_only = view(data, args.out / data.name / "train_only", {"train": (args.images_per_class or [None])[0]})
 
-        def validate(lr: float) -> float:
-            settings = {"method": method, "data": str(train_only), "lr": lr, "head_lr": head_lr}
-            metrics = train(args, f"{data.name}/grid/{method}-{lr:g}", epochs=args.grid_epochs, **settings)
-            accuracy: float = metrics.curve[-1]["val_accuracy"]
-            print(f"{data.name} {method:14s} lr {lr:<7g} validation accuracy {accuracy:.2%}", flush=True)
-            return accuracy
+    def validate(lr: float) -> float:
+        settings = {"method": method, "data": str(train_only), "lr": lr, "head_lr": head_lr}
+        metrics = train(args, f"{data.name}/grid/{method}-{lr:g}", epochs=args.grid_epochs, **settings)
+        accuracy: float = metrics.curve[-1]["val_accuracy"]
+        print(f"{data.name} {method:14s} lr {lr:<7g} validation accuracy {accuracy:.2%}", flush=True)
+        return accuracy
 
-        lr, grid = search(validate, lr)
-    images = view(data, folder / "images", dict(zip(("train", "test"), limits, strict=True)))
+    return search(validate, get_method(method).lr)
+
+
+def test(args: argparse.Namespace, data: Path, method: str, lr: float, head_lr: float | None) -> dict[str, Any]:
+    """Train one method on one folder with every seed, and test it."""
+    limits = args.images_per_class or (None, None)
+    images = view(data, args.out / data.name / "images", dict(zip(("train", "test"), limits, strict=True)))
     finals = [
         train(
             args,
@@ -113,7 +118,6 @@ def compare(args: argparse.Namespace, data: Path, method: str, head_lr: float | 
     return {
         "data": data.name,
         "method": method,
-        "grid": grid,
         "lr": lr,
         "head_lr": head_lr or lr,
         "test_accuracy": accuracies,
@@ -152,16 +156,18 @@ def main() -> None:
     for method in args.methods:
         get_method(method)
     args.out.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = []
-    for data in args.data:
-        head_lr = None
-        for method in args.methods:
-            results.append(compare(args, data, method, head_lr))
-            if args.lr == "grid" and args.methods[0] == "linear":
-                head_lr = next(r["lr"] for r in results if r["data"] == data.name)
+    rates, grids, head_lr = {method: get_method(method).lr for method in args.methods}, {}, args.head_lr
+    if args.lr == "grid":
+        for method in sorted(args.methods, key=lambda method: method != "linear"):
+            rates[method], grids[method] = choose(args, method, head_lr)
+            head_lr = rates[method] if method == "linear" else head_lr
+    results = [test(args, data, method, rates[method], head_lr) for data in args.data for method in args.methods]
     steps = time_steps(args, args.methods) if args.repeats else {}
     names = {"weights": Path(args.weights).name, "data": [d.name for d in args.data], "out": args.out.name}
-    write_json(args.out / "results.json", {"settings": {**vars(args), **names}, "results": results, "steps": steps})
+    write_json(
+        args.out / "results.json",
+        {"settings": {**vars(args), **names}, "grids": grids, "results": results, "steps": steps},
+    )
     write_text(args.out / "table.md", table(results, steps))
     print(table(results, steps))
 

@@ -8,10 +8,10 @@ would, and trains the head: the classifier, and the pooler where the model has o
 
 Of train, a few thousand sentences are drawn, the same ones for all. The probe (linear) comes first; its best learning
 rate is the head's in every other method, so that only the adapter's is chosen for them. A grid is three values around
-the one ``orthotune methods`` gives (times --lr-scale) and grows by the next while the best is at its edge; its runs train on the first of
-the drawn sentences, with one seed, and are scored on others of train, never on the dev set. The final runs train on all
-that was drawn and are scored once, on the dev set. At last a training step of every method is timed, side by side with
-that of the head over the frozen encoder.
+the one ``orthotune methods`` gives, times --lr-scale, and grows by the next while the best is at its edge; its runs
+train on the first of the drawn sentences, with one seed, and are scored on others of train, never on the dev set. The
+final runs train on all that was drawn and are scored once, on the dev set. At last a training step of every method is
+timed, side by side with that of the head over the frozen encoder.
 
 A killed benchmark continues where it stopped: every run is a JSON file, and a call with other tasks, methods or seeds
 takes from --out what is there. Writes results.json and table.md at the end.
