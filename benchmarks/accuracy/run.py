@@ -6,9 +6,9 @@
 By default every method of the registry. With --lr grid the probe (linear) comes first and its best learning rate is the
 head's in every other method, so that only the adapter's is chosen for them. The search is on the first folder and its
 choice holds for all. A grid is three values of the ladder ..., 1e-3, 3e-3, 1e-2, ... around the registry's and grows by
-the next while the best is at its edge. Its runs see a validation split of train and never the test images; the final
-runs train on all of train and are tested once, at the last epoch. With --lr registry there is no search.
---images-per-class takes the first images of each class only. At last a training step of every method is timed, side by
+the next while the best is at its edge. Its runs are scored on images of train, never on the test images; the final runs
+train on all of train and are tested once, at the last epoch. With --lr registry there is no search. --images-per-class
+takes the first images of each class only, and as many of the next ones of train for the search's scores. At last a training step of every method is timed, side by
 side with that of the head over the frozen model.
 
 A killed benchmark continues where it stopped, and a call with other methods or folders takes what is there: several
@@ -68,13 +68,13 @@ def train(args: argparse.Namespace, name: str, **settings: Any) -> Metrics:
     return fit(config, resume=True, quiet=True)
 
 
-def view(data: Path, out: Path, splits: dict[str, int | None]) -> Path:
-    """Return a folder of links to these splits of ``data`` alone, each with so many images a class (None: all)."""
-    for split, count in splits.items():
-        for folder in sorted(p for p in (data / split).iterdir() if p.is_dir()):
+def view(data: Path, out: Path, splits: dict[str, tuple[str, slice]]) -> Path:
+    """Return a folder of links to images of ``data``: by new split, the split to take from and which of each class."""
+    for split, (source, which) in splits.items():
+        for folder in sorted(p for p in (data / source).iterdir() if p.is_dir()):
             target = out / split / folder.name
             target.mkdir(parents=True, exist_ok=True)
-            for image in sorted(folder.iterdir())[:count]:
+            for image in sorted(folder.iterdir())[which]:
                 if not (target / image.name).exists():
                     os.symlink(image.resolve(), target / image.name)
     return out
@@ -83,7 +83,11 @@ def view(data: Path, out: Path, splits: dict[str, int | None]) -> Path:
 def choose(args: argparse.Namespace, method: str, head_lr: float | None) -> tuple[float, dict[float, float]]:
     """Search a method's learning rate on the first folder: return it and the validation accuracies by rate."""
     data = args.data[0]
-    train_only = view(data, args.out / data.name / "train_only", {"train": (args.images_per_class or [None])[0]})
+    splits = {"train": ("train", slice(None))}
+    if args.images_per_class:
+        count = args.images_per_class[0]
+        splits = {"train": ("train", slice(count)), "val": ("train", slice(count, 2 * count))}
+    train_only = view(data, args.out / data.name / "train_only", splits)
 
     def validate(lr: float) -> float:
         settings = {"method": method, "data": str(train_only), "lr": lr, "head_lr": head_lr}
@@ -97,8 +101,8 @@ def choose(args: argparse.Namespace, method: str, head_lr: float | None) -> tupl
 
 def test(args: argparse.Namespace, data: Path, method: str, lr: float, head_lr: float | None) -> dict[str, Any]:
     """Train one method on one folder with every seed, and test it."""
-    limits = args.images_per_class or (None, None)
-    images = view(data, args.out / data.name / "images", dict(zip(("train", "test"), limits, strict=True)))
+    limits = zip(("train", "test"), args.images_per_class or (None, None), strict=True)
+    images = view(data, args.out / data.name / "images", {split: (split, slice(n)) for split, n in limits})
     finals = [
         train(
             args,
