@@ -8,8 +8,8 @@ head's in every other method, so that only the adapter's is chosen for them. The
 choice holds for all. A grid is three values of the ladder ..., 1e-3, 3e-3, 1e-2, ... around the registry's and grows by
 the next while the best is at its edge. Its runs are scored on images of train, never on the test images; the final runs
 train on all of train and are tested once, at the last epoch. With --lr registry there is no search. --images-per-class
-takes the first images of each class only, and as many of the next ones of train for the search's scores. At last a training step of every method is timed, side by
-side with that of the head over the frozen model.
+takes the first images of each class only, and as many of the next ones of train for the search's scores. At last a
+training step of every method is timed, side by side with that of the head over the frozen model.
 
 A killed benchmark continues where it stopped, and a call with other methods or folders takes what is there: several
 processes may share the work by folder. Writes results.json and table.md into the output folder.
