@@ -7,11 +7,12 @@
 would, and trains the head: the classifier, and the pooler where the model has one.
 
 Of train, a few thousand sentences are drawn, the same ones for all. The probe (linear) comes first; its best learning
-rate is the head's in every other method, so that only the adapter's is chosen for them. A grid is three values around
-the one ``orthotune methods`` gives, times --lr-scale, and grows by the next while the best is at its edge; its runs
-train on the first of the drawn sentences, with one seed, and are scored on others of train, never on the dev set. The
-final runs train on all that was drawn and are scored once, on the dev set. At last a training step of every method is
-timed, side by side with that of the head over the frozen encoder.
+rate is the head's in every other method, so that only the adapter's is chosen for them. The search is on the first task
+and its choice holds for all. A grid is three values around the one ``orthotune methods`` gives, times --lr-scale, and
+grows by the next while the best is at its edge; its runs train on the first of the drawn sentences, with one seed, and
+are scored on others of train, never on the dev set. The final runs train on all that was drawn and are scored once, on
+the dev set. At last a training step of every method is timed, side by side with that of the head over the frozen
+encoder.
 
 A killed benchmark continues where it stopped: every run is a JSON file, and a call with other tasks, methods or seeds
 takes from --out what is there. Writes results.json and table.md at the end.
@@ -67,7 +68,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train-examples", type=positive, default=2000)
     parser.add_argument("--validation-examples", type=positive, default=500)
     parser.add_argument("--grid-examples", type=positive, default=500, help="sentences a run of the grid trains on")
-    parser.add_argument("--grid-epochs", nargs="+", type=positive, default=[1], help="one for all tasks or one a task")
+    parser.add_argument("--grid-epochs", type=positive, default=1)
     parser.add_argument("--epochs", nargs="+", type=positive, default=[3], help="one for all tasks or one a task")
     parser.add_argument("--lr-scale", type=float, default=0.3, help="middle of the grid, relative to the registry's")
     parser.add_argument("--batch-size", type=positive, default=16)
@@ -76,11 +77,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="automatic mixed precision")
     args = parser.parse_args(arguments)
-    for name in ("epochs", "grid_epochs"):
-        values = getattr(args, name)
-        if len(values) not in (1, len(args.tasks)):
-            parser.error(f"--{name.replace('_', '-')} {values} is neither one number nor one for each of {args.tasks}")
-        setattr(args, name, dict(zip(args.tasks, values * (len(args.tasks) if len(values) == 1 else 1), strict=True)))
+    if len(args.epochs) not in (1, len(args.tasks)):
+        parser.error(f"--epochs {args.epochs} is neither one number nor one for each of {args.tasks}")
+    each = args.epochs * (len(args.tasks) if len(args.epochs) == 1 else 1)
+    args.epochs = dict(zip(args.tasks, each, strict=True))
     return args
 
 
@@ -126,7 +126,7 @@ class Comparison:
             lr=lr,
             head_lr=head_lr or lr,
             seed=seed,
-            epochs=(args.grid_epochs if grid else args.epochs)[name],
+            epochs=args.grid_epochs if grid else args.epochs[name],
             batch_size=args.batch_size,
             max_length=args.max_length,
             precision=args.precision,
@@ -146,24 +146,28 @@ class Comparison:
 
         return self.once(f"{part}/{name}-{method}-{lr:g}-{seed}", settings, make)
 
-    def compare(self, name: str, method: str, head_lr: float | None) -> dict[str, Any]:
-        """Choose the learning rate of a method on a task, and run it with every seed."""
-        task = TASKS[name]
+    def choose(self, method: str, head_lr: float | None) -> tuple[float, dict[str, float]]:
+        """Search the learning rate of a method on the first task: return it and the scores by rate."""
+        name = self.args.tasks[0]
 
         def validate(lr: float) -> tuple[float, float]:
-            found = self.train(name, "grid", task, method, lr, head_lr, self.args.seeds[0])
+            found = self.train(name, "grid", TASKS[name], method, lr, head_lr, self.args.seeds[0])
             loss = math.inf if found["loss"] is None else found["loss"]
             print(f"{name} {method:7s} lr {lr:<7g} validation {found['score']:.4f}, loss {loss:.4f}", flush=True)
             return found["score"], -loss
 
         lr, grid = search(validate, self.args.lr_scale * get_method(method).lr)
+        return lr, {f"{key:g}": score for key, (score, _) in grid.items()}
+
+    def test(self, name: str, method: str, lr: float, head_lr: float | None) -> dict[str, Any]:
+        """Train a method on a task with every seed and score it on the dev set."""
+        task = TASKS[name]
         finals = [self.train(name, "final", task, method, lr, head_lr, seed) for seed in self.args.seeds]
         scores = [final["score"] for final in finals]
         print(f"{name} {method:7s} lr {lr:<7g} dev set {scores}", flush=True)
         return {
             "task": name,
             "method": method,
-            "grid": {f"{key:g}": score for key, (score, _) in grid.items()},
             "lr": lr,
             "head_lr": head_lr or lr,
             "scores": scores,
@@ -190,12 +194,13 @@ class Comparison:
     def run(self) -> str:
         """Run all that is not yet there, write the results and return the table."""
         args = self.args
-        results = []
-        for name in args.tasks:
-            probe = None
-            for method in sorted(args.methods, key=lambda method: method != "linear"):
-                results.append(self.compare(name, method, probe))
-                probe = results[-1]["lr"] if method == "linear" else probe
+        rates: dict[str, float] = {}
+        grids: dict[str, dict[str, float]] = {}
+        head_lr = None
+        for method in sorted(args.methods, key=lambda method: method != "linear"):
+            rates[method], grids[method] = self.choose(method, head_lr)
+            head_lr = rates[method] if method == "linear" else head_lr
+        results = [self.test(name, method, lr, head_lr) for name in args.tasks for method, lr in rates.items()]
         whole = {
             "settings": {**vars(args), "model": args.model.name, "data": args.data.name, "out": args.out.name},
             "versions": versions(),
@@ -203,6 +208,7 @@ class Comparison:
             "data": {name: data.describe() for name, data in self.data.items()},
             "base_sha256": self.base_sha256,
             "head": self.head,
+            "grids": grids,
             "results": results,
             "steps": self.time(),
         }
