@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from orthotune.training.files import PARTIAL
+from orthotune.training.files import TEMPORARY
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 WORDS = ["the", "a", "cat", "dog", "sees", "sleeps", "bad", "good"]
@@ -76,7 +76,7 @@ def killed(given: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, 
     started.kill()
     said = started.communicate()[0].decode()
     assert started.returncode == -signal.SIGKILL, said
-    complete = (path for path in out.rglob("*.json") if not path.name.startswith(PARTIAL))
+    complete = (path for path in out.rglob("*.json") if not path.name.startswith(TEMPORARY))
     return {path: path.stat().st_mtime_ns for path in complete}
 
 
