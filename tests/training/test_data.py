@@ -25,7 +25,7 @@ def test_missing_validation_is_a_stratified_share(digits: Path) -> None:
     assert folder.val is not None
     assert Counter(folder.val.labels) == {0: 3, 1: 3, 2: 3}
     assert Counter(folder.train.labels) == {0: 7, 1: 7, 2: 7}
-    assert not set(folder.train.paths) & set(folder.val.paths)
+    assert not set(folder.train.images) & set(folder.val.images)
 
 
 def test_the_split_depends_on_the_seed_alone(digits: Path) -> None:

@@ -1,6 +1,20 @@
-"""Image folders: one sub-folder per class, checked, decoded once and served in a reproducible order."""
+"""Images to train on: from folders and other sources, checked, decoded once and served in a reproducible order."""
 
-from orthotune.data.folder import ImageFolder, Split, describe, scan
+from orthotune.data.fingerprint import describe
 from orthotune.data.images import ImageStore, loader
+from orthotune.data.pictures import ImageData, Picture, Split
+from orthotune.data.sources import SOURCES, parse_source, read_split, scan, short_name
 
-__all__ = ["ImageFolder", "ImageStore", "Split", "describe", "loader", "scan"]
+__all__ = [
+    "SOURCES",
+    "ImageData",
+    "ImageStore",
+    "Picture",
+    "Split",
+    "describe",
+    "loader",
+    "parse_source",
+    "read_split",
+    "scan",
+    "short_name",
+]

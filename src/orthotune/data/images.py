@@ -5,22 +5,24 @@ So a run that is interrupted and resumed sees the very same pixels, whatever the
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from orthotune.data.folder import Split
+from orthotune.data.decoded import DECODED
+from orthotune.data.fingerprint import digest
+from orthotune.data.pictures import Picture, Split
 from orthotune.errors import InputError
 from orthotune.models.build import Preprocessing
 from orthotune.progress import track
@@ -40,16 +42,18 @@ def generator(*keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def decode(data: bytes, path: Path) -> Image.Image:
-    """The RGB image in ``data``; InputError names ``path`` if it cannot be decoded."""
+def decode(data: bytes | NDArray[np.uint8], picture: Picture) -> Image.Image:
+    """The RGB image in ``data``, a file or pixels; InputError names ``picture`` if it cannot be decoded."""
+    if not isinstance(data, bytes):
+        return Image.fromarray(data[..., 0] if data.shape[2:] == (1,) else data).convert("RGB")
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         return image.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()).replace(repr(data), "")[:120]
-        raise InputError(f"image {str(path)!r} cannot be decoded ({reason}): replace it or take it out") from error
+        reason = " ".join(re.sub(r"<_io\.BytesIO[^>]*>", "", str(error)).split()).replace(repr(data), "")[:120]
+        raise InputError(f"image {str(picture)!r} cannot be decoded ({reason}): replace it or take it out") from error
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -87,7 +91,8 @@ class ImageStore(Dataset[tuple[Tensor, int]]):
     """The images of a split as uint8 tensors (3, size, size), decoded once where the budget of bytes allows.
 
     Building it decodes every image (in threads), so a corrupt one is an InputError before any work.
-    An item is asked for by ``(epoch, index)``. ``digests`` holds the SHA-256 of each file.
+    An item is asked for by ``(epoch, index)``. ``digests`` holds the SHA-256 of each image's file by its
+    name in the data set.
     """
 
     def __init__(
@@ -101,13 +106,13 @@ class ImageStore(Dataset[tuple[Tensor, int]]):
         name: str = "images",
     ) -> None:
         self.split, self.how, self.augment, self.seed = split, how, augment, seed
-        self.digests: dict[Path, str] = {}
+        self.digests: dict[str, str] = {}
         self.cached_bytes = 0
         self._cache: dict[int, Tensor] = {}
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            decoded = pool.map(self._read, split.paths)
-            for index, (tensor, digest) in enumerate(track(decoded, f"reading {name}", len(split))):
-                self.digests[split.paths[index]] = digest
+            decoded = pool.map(self._read, split.images)
+            for index, (tensor, content) in enumerate(track(decoded, f"reading {name}", len(split))):
+                self.digests[split.images[index].name] = content
                 if self.cached_bytes + tensor.numel() <= cache_bytes:
                     self._cache[index] = tensor
                     self.cached_bytes += tensor.numel()
@@ -119,18 +124,21 @@ class ImageStore(Dataset[tuple[Tensor, int]]):
         epoch, index = key
         image = self._cache.get(index)
         if image is None:
-            image, _ = self._read(self.split.paths[index])
+            image, _ = self._read(self.split.images[index])
         if self.augment in ("fgvc", "flip"):
             image = self._augmented(image, generator(self.seed, epoch, index))
         return image, self.split.labels[index]
 
-    def _read(self, path: Path) -> tuple[Tensor, str]:
-        """(pixels, SHA-256 of the file); at the model's size, or the source's where crops are cut from it."""
-        data = path.read_bytes()
-        image = decode(data, path)
-        if self.augment != "fgvc":
-            image = resize(image, self.how)
-        return to_tensor(image), hashlib.sha256(data).hexdigest()
+    def _read(self, picture: Picture) -> tuple[Tensor, str]:
+        """(pixels, SHA-256 of the source); at the model's size, or the source's where crops are cut from it."""
+        data = picture.load()
+        sha256 = digest(data)
+        how = None if self.augment == "fgvc" else self.how
+        return DECODED.get((sha256, how), lambda: self._pixels(data, picture)), sha256
+
+    def _pixels(self, data: bytes | NDArray[np.uint8], picture: Picture) -> Tensor:
+        image = decode(data, picture)
+        return to_tensor(image if self.augment == "fgvc" else resize(image, self.how))
 
     def _augmented(self, image: Tensor, rng: torch.Generator) -> Tensor:
         if self.augment == "fgvc":
