@@ -147,8 +147,11 @@ def test_without_validation_all_of_train_is_used_and_the_last_epoch_kept(digits:
 def test_orthogonality_defect_is_reported_for_orthogonal_methods(
     method: str, finite: bool, digits: Path, tmp_path: Path
 ) -> None:
-    defect = fit(config(digits, tmp_path / "run", method, epochs=1), quiet=True).orthogonality_defect
+    metrics = fit(config(digits, tmp_path / "run", method, epochs=1), quiet=True)
+    defect = metrics.orthogonality_defect
     assert (defect is not None) == finite
+    assert metrics.curve[0].get("defect") == defect
+    assert not finite or 0 < metrics.curve[0]["defect_mean"] <= metrics.curve[0]["defect"]
     if method == "goft":
         assert defect is not None
         assert defect < 1e-5

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +22,9 @@ from orthotune.targets.resolve import target_modules
 from orthotune.targets.sets import is_set
 from orthotune.tuners.layer import AdapterLayer
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
 #: What the methods without an adapter (linear, full) save: the tensors that training changed.
 TRAINED_FILE = "model.safetensors"
 
@@ -34,8 +37,8 @@ class AdaptedModel:
     method: str
     module: nn.Module
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) for normalised images (N, 3, H, W)."""
+    def logits(self, images: Any) -> Tensor:
+        """Logits (N, classes) for normalised images (N, 3, H, W); of a language model what it gives for tokens."""
         return self.classifier.logits(self.module, images)
 
     def trained_tensors(self) -> dict[str, Tensor]:
@@ -163,18 +166,33 @@ def load_trained(classifier: Classifier, method: str, values: Mapping[str, Any],
         model.load_trained_tensors(read_state_dict(folder / TRAINED_FILE))
         check_finite(model.trained_tensors(), str(folder / TRAINED_FILE))
         return model
-    from peft import PeftConfig, PeftModel
-
-    from orthotune.tuners.fused import split_fused_projections
-
-    if not (folder / "adapter_config.json").is_file():
-        raise InputError(f"{str(folder)!r} holds no adapter (adapter_config.json is missing)")
-    check_finite(read_state_dict(folder / "adapter_model.safetensors"), str(folder))
-    config = PeftConfig.from_pretrained(str(folder))
+    config = adapter_config(folder)
     if not isinstance(config, entry.config_class()):
         raise InputError(
             f"{str(folder)!r} holds a {config.peft_type.value} adapter, but the run says method {method!r}"
         )
+    return load_adapter(classifier, method, config, folder)
+
+
+def adapter_config(folder: Path) -> PeftConfig:
+    """The settings of the adapter saved in ``folder``; InputError if there is none, or of a type that PEFT lacks."""
+    from peft import PeftConfig
+
+    if not (folder / "adapter_config.json").is_file():
+        raise InputError(f"{str(folder)!r} holds no adapter (adapter_config.json is missing)")
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the adapter_config.json in {str(folder)!r} cannot be read: {error}") from error
+
+
+def load_adapter(classifier: Classifier, method: str, config: PeftConfig, folder: Path) -> AdaptedModel:
+    """The classifier with the adapter saved in ``folder``, whose settings are ``config``; InputError as above."""
+    from peft import PeftModel
+
+    from orthotune.tuners.fused import split_fused_projections
+
+    check_finite(read_state_dict(folder / "adapter_model.safetensors"), str(folder))
     try:
         split_fused_projections(classifier.module, config)
         with _known_warnings():

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +43,10 @@ class Preprocessing:
 
 @dataclasses.dataclass
 class Classifier:
-    """A base model with a new head: ``head`` names the head modules, ``library`` the package it comes from."""
+    """A base model with a new head: ``head`` names the head modules, ``library`` the package it comes from.
+
+    ``warnings`` says what makes results with it differ from published ones.
+    """
 
     module: nn.Module
     name: str
@@ -51,12 +55,18 @@ class Classifier:
     preprocessing: Preprocessing
     forward_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     processor: Any = None
+    warnings: tuple[str, ...] = ()
 
     def logits(self, module: nn.Module, images: Tensor) -> Tensor:
         """Logits (N, classes) of ``module`` (this model, bare or with an adapter) for images (N, 3, H, W)."""
         if self.library == "timm":
             return module(images)
         return module(pixel_values=images, **self.forward_args).logits
+
+    def random_inputs(self, count: int, seed: int = 0) -> Any:
+        """``count`` random images (N, 3, H, W), on the CPU: what :meth:`logits` takes."""
+        size = self.preprocessing.size
+        return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward instead of keeping them."""
@@ -104,6 +114,8 @@ def build_classifier(
         _initialise_head(model.module.get_submodule(head))
     given = model.preprocessing
     model.preprocessing = dataclasses.replace(given, mean=mean or given.mean, std=std or given.std)
+    if not random_weights:
+        model.warnings = _normalisation_warnings(given, model.preprocessing, weights)
     if class_names and model.library == "transformers":
         config: Any = model.module.config
         config.id2label = dict(enumerate(class_names))
@@ -118,6 +130,23 @@ def empty_classifier(name: str, num_classes: int) -> Classifier:
     build = _build_transformers if _is_transformers(name) else _build_timm
     with torch.device("meta"):
         return build(name, num_classes, None, False, {})
+
+
+def _normalisation_warnings(given: Preprocessing, used: Preprocessing, weights: str | None) -> tuple[str, ...]:
+    """What is wrong if images are ``used`` with another mean or std than the weights were trained with."""
+    wanted = (given.mean, given.std)
+    if weights is not None and Path(weights).suffix == ".npz":
+        wanted = ((0.5,) * 3, (0.5,) * 3)  # the JAX checkpoints of ViT take images in [-1, 1]
+    if np.allclose(wanted, (used.mean, used.std), atol=1e-3):
+        return ()
+    return (
+        f"normalisation: mean {_numbers(used.mean)} and std {_numbers(used.std)} are used, but the weights were "
+        f"trained with mean {_numbers(wanted[0])} and std {_numbers(wanted[1])}",
+    )
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def _is_transformers(name: str) -> bool:

@@ -16,13 +16,18 @@ import yaml
 from orthotune.errors import InputError
 from orthotune.fields import parse_value
 from orthotune.methods import METHODS, get_method, near
+from orthotune.tasks import TaskName, task_of_data
 
 #: Fields that may differ between a run and its continuation: they do not change the result.
 RUNTIME_FIELDS = frozenset({"num_workers", "cache_mb", "out"})
 
 
-def _option(group: str, text: str, default: Any = dataclasses.MISSING) -> Any:
-    metadata = {"group": group, "help": text}
+_IMAGE = ("image",)
+_TEXTS = ("text", "qa", "instruct")
+
+
+def _option(group: str, text: str, default: Any = dataclasses.MISSING, tasks: tuple[str, ...] | None = None) -> Any:
+    metadata = {"group": group, "help": text, "tasks": tasks}
     if default is dataclasses.MISSING:
         return field(metadata=metadata)
     if isinstance(default, dict):
@@ -35,7 +40,11 @@ class FitConfig:
     """The settings of ``fit``. Field names are the flags' (with ``_`` for ``-``) and the keys of config.yaml."""
 
     model: str = _option("model", "timm name, or transformers hub id or directory")
-    data: str = _option("data", "folder with train/ [val/] [test/], one sub-folder per class in each")
+    data: str = _option(
+        "data",
+        "folder with train/ [val/] [test/], one sub-folder per class in each; or SCHEME:WHERE, of images "
+        "(orthotune data list) or texts: glue:FOLDER/cola, text:FOLDER, squad:PATH, alpaca:PATH",
+    )
     method: str = _option("method", "one of: " + ", ".join(METHODS))
     out: str = _option("run", "run folder to create")
 
@@ -45,17 +54,17 @@ class FitConfig:
         None,
     )
     random_weights: bool = _option("model", "start from random weights, not pretrained ones", False)
-    image_size: int | None = _option("model", "pixels a side; null: the model's own", None)
+    image_size: int | None = _option("model", "pixels a side; null: the model's own", None, _IMAGE)
     model_args: dict[str, Any] = _option(
         "model", "further arguments of the architecture, e.g. --model-args.depth 4", {}
     )
-    dropout: float = _option("model", "dropout before the head (timm)", 0.0)
-    drop_path: float = _option("model", "stochastic depth (timm)", 0.0)
+    dropout: float = _option("model", "dropout before the head (timm)", 0.0, _IMAGE)
+    drop_path: float = _option("model", "stochastic depth (timm)", 0.0, _IMAGE)
     mean: tuple[float, float, float] | None = _option(
-        "model", "normalisation mean, 3 numbers; null: the model's own", None
+        "model", "normalisation mean, 3 numbers; null: the model's own", None, _IMAGE
     )
     std: tuple[float, float, float] | None = _option(
-        "model", "normalisation std, 3 numbers; null: the model's own", None
+        "model", "normalisation std, 3 numbers; null: the model's own", None, _IMAGE
     )
 
     validation: Literal["auto", "none", "join"] = _option(
@@ -65,12 +74,29 @@ class FitConfig:
         "auto",
     )
     val_fraction: float = _option("data", "share of each class of train to validate on where val/ is missing", 0.2)
+    test: bool = _option("data", "score the kept epoch on test/, where there is one", True)
     augment: Literal["vtab", "fgvc", "flip", "none"] = _option(
         "data",
         "vtab: resize to a square; flip: that and random flips; fgvc: random resized crop and flip "
         "(evaluated on the centre crop); none: the model's own resize and centre crop",
         "vtab",
+        _IMAGE,
     )
+    task: TaskName | None = _option(
+        "data",
+        "what is learnt: classes of images or texts, answers in a context, responses; null: what --data is",
+        None,
+    )
+    max_length: int | None = _option(
+        "data",
+        "texts: tokens after which they are cut; null: 128, qa 384, instruct 512, or what the model takes",
+        None,
+        _TEXTS,
+    )
+    train_limit: int | None = _option(
+        "data", "texts: train on so many examples only, the same ones for every seed; null: all", None, _TEXTS
+    )
+    stride: int = _option("data", "qa: tokens that neighbouring windows of a long context share", 128, ("qa",))
     cache_mb: int = _option("data", "memory for decoded images, MiB; the rest is decoded when needed", 1024)
     num_workers: int = _option("data", "processes that prepare images; 0: the main process", 0)
 
@@ -78,15 +104,17 @@ class FitConfig:
         "method", "fields of the method's PEFT config, e.g. --adapter.r 4; list: orthotune methods NAME", {}
     )
 
-    epochs: int = _option("optimisation", "passes over the training images", 100)
+    epochs: int = _option("optimisation", "passes over the training data", 100)
     warmup_epochs: float | None = _option("optimisation", "linear warm-up; null: a tenth of the epochs", None)
-    batch_size: int = _option("optimisation", "images per forward pass", 64)
+    batch_size: int = _option("optimisation", "examples per forward pass", 64)
     accumulate: int = _option("optimisation", "forward passes per update", 1)
     lr: float | None = _option("optimisation", "peak learning rate of AdamW, then cosine; null: the method's", None)
     head_lr: float | None = _option("optimisation", "peak learning rate of the head; null: as lr", None)
     weight_decay: float = _option("optimisation", "decoupled weight decay", 1e-4)
     decay_1d: bool = _option("optimisation", "apply weight decay to biases and other vectors, too", False)
-    label_smoothing: float = _option("optimisation", "share of the target spread over all classes", 0.0)
+    label_smoothing: float = _option(
+        "optimisation", "share of the target spread over all classes", 0.0, ("image", "text", "instruct")
+    )
     clip: float | None = _option("optimisation", "largest gradient norm; null: no clipping", None)
 
     precision: Literal["no", "bf16", "fp16"] = _option("run", "automatic mixed precision", "no")
@@ -103,6 +131,8 @@ class FitConfig:
             value = parse_value(flag(f.name), hints[f.name], getattr(self, f.name))
             setattr(self, f.name, value)
         self._check_ranges()
+        self.task = task_of_data(self.data, self.task)
+        self._check_task()
 
     def _check_ranges(self) -> None:
         method = get_method(self.method)
@@ -112,7 +142,8 @@ class FitConfig:
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("dropout", "drop_path", "label_smoothing"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("lr", "head_lr", "clip", "image_size"):
+        self._require("stride", self.stride >= 0, "at least 0")
+        for name in ("lr", "head_lr", "clip", "image_size", "max_length", "train_limit"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "above 0")
         self._require("std", self.std is None or min(self.std) > 0, "above 0")
@@ -125,6 +156,18 @@ class FitConfig:
             self.head_lr = self.lr
         if self.warmup_epochs is None:
             self.warmup_epochs = self.epochs / 10
+
+    def _check_task(self) -> None:
+        """InputError for a setting that the task has no use for, if it is not left at its default."""
+        for f in dataclasses.fields(self):
+            tasks = f.metadata.get("tasks")
+            if tasks is None or self.task in tasks or getattr(self, f.name) == f.default:
+                continue
+            hint = "; set the model's own with --model-args" if f.name in ("dropout", "drop_path") else ""
+            raise InputError(
+                f"{flag(f.name)} goes with the tasks {', '.join(tasks)}, and --data {self.data!r} is of the task "
+                f"{self.task}: leave it out{hint}"
+            )
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:

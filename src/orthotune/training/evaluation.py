@@ -1,15 +1,12 @@
-"""Accuracy of a finished run on a split of any folder with its classes."""
+"""Scores of a finished run on a split of other data of its task."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from orthotune.data import ImageStore, loader
-from orthotune.data.folder import read_split
-from orthotune.errors import InputError
 from orthotune.progress import quietly
-from orthotune.training.loop import build_accelerator, predict_logits
-from orthotune.training.metrics import Scores, score
+from orthotune.tasks.base import TaskScores
+from orthotune.training.loop import build_accelerator
 from orthotune.training.run import open_run
 
 
@@ -22,19 +19,14 @@ def evaluate(
     batch_size: int = 64,
     device: str = "auto",
     quiet: bool = False,
-) -> Scores:
-    """Scores of the run's model on ``data/split``; classes are matched by folder name.
+) -> TaskScores:
+    """Scores of the run's model on the split ``split`` of ``data``; classes are matched by name.
 
-    InputError for a folder, class or image that cannot be used, and for outputs that are not finite.
+    Data without a scheme (``SCHEME:PATH``) are read as those of the run. InputError for data that cannot be used, and
+    for outputs that are not finite.
     """
     finished = open_run(run, weights=weights)
-    if not Path(data).is_dir():
-        raise InputError(f"data folder {str(data)!r} does not exist")
-    files = read_split(Path(data), split, tuple(finished.classes))
-    model = finished.model
     with quietly(quiet):
-        store = ImageStore(files, model.classifier.preprocessing, cache_bytes=1 << 30, name=f"{split} images")
-        images, _ = loader(store, batch_size)
+        store = finished.task.read_split(str(data), split, finished.model.classifier)
         accelerator = build_accelerator(device, finished.config.precision)
-        loss, logits, labels = predict_logits(model, images, accelerator)
-    return score(loss, logits, labels, finished.classes)
+        return finished.task.evaluate(finished.model, store, accelerator, batch_size)

@@ -5,40 +5,55 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from orthotune.data import ImageFolder, ImageStore, Split, describe, loader, scan
 from orthotune.errors import InputError
 from orthotune.models import AdaptedModel, adapt, save_trained
-from orthotune.models.build import Preprocessing, parameter_counts
+from orthotune.models.build import parameter_counts
 from orthotune.models.weights import check_finite, fingerprint
 from orthotune.progress import quietly, say
+from orthotune.tasks import task_class
+from orthotune.tasks.base import Task
 from orthotune.training.checkpoint import Progress, copy_tensors, load_checkpoint, save_checkpoint
 from orthotune.training.config import FitConfig
 from orthotune.training.curve import draw_curve
 from orthotune.training.files import new_folder, sweep, write_json, write_text
-from orthotune.training.loop import Trainer, build_accelerator, predict_logits
-from orthotune.training.metrics import Metrics, Scores, machine, peak_memory, score, versions
+from orthotune.training.loop import Trainer, build_accelerator
+from orthotune.training.metrics import Metrics, machine, peak_memory, versions
 from orthotune.training.optimiser import build_optimiser
-from orthotune.training.run import RunFolder, build
+from orthotune.training.run import RunFolder
+
+_SHORT = {"accuracy": "acc"}
+
+#: Called with each finished epoch's entry of the curve, after its checkpoint was written.
+OnEpoch = Callable[[dict[str, float]], None]
 
 
-def fit(config: FitConfig, *, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Metrics:
+def fit(
+    config: FitConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    on_epoch: OnEpoch | None = None,
+) -> Metrics:
     """Train as ``config`` says, write the run folder ``config.out`` and return what its metrics.json holds.
 
     ``resume`` continues an interrupted run with the same settings (or starts it, or returns the result if it is
-    finished); ``overwrite`` replaces a run. InputError for everything that can be wrong with the input; nothing
-    that exists is touched before all input was checked.
+    finished); ``overwrite`` replaces a run. ``on_epoch`` hears of every epoch, also of those before an interruption;
+    what it raises ends the run, which can be continued. InputError for everything that can be wrong with the input;
+    nothing that exists is touched before all input was checked.
     """
     folder = RunFolder(Path(config.out))
     continues = folder.claim(config, resume=resume, overwrite=overwrite)
     if continues and folder.is_finished():
         return Metrics.load(folder.metrics)
     with quietly(quiet):
-        return FitRun(config, folder, continues).run()
+        return FitRun(config, folder, continues).run(on_epoch)
 
 
 class FitRun:
@@ -46,19 +61,17 @@ class FitRun:
 
     def __init__(self, config: FitConfig, folder: RunFolder, continues: bool) -> None:
         self.config, self.folder = config, folder
-        data = scan(config.data, config.validation, config.val_fraction, config.seed)
-        self.classes = list(data.classes)
+        self.task = read_data(config)
         accelerator = build_accelerator(config.device, config.precision)
-        classifier = build(config, self.classes)
-        classifier.preprocessing = dataclasses.replace(
-            classifier.preprocessing, resize="crop" if config.augment in ("fgvc", "none") else "squash"
-        )
-        self.preprocessing = classifier.preprocessing
+        classifier = self.task.build()
+        self.preprocessing = self.task.preprocessing(classifier)
         self.base_sha256 = fingerprint(classifier.module, classifier.head)
         if config.grad_checkpointing:
             classifier.enable_checkpointing()
         self.model = adapt(classifier, config.method, config.adapter, config.seed)
-        self.stores, self.data = _read(data, config, self.preprocessing)
+        if not any(p.requires_grad for p in self.model.module.parameters()):
+            raise InputError(f"method {config.method!r} trains nothing of {config.model}, which has no new head")
+        self.stores, self.data = self.task.encode(classifier)
         self.progress = Progress()
         state = load_checkpoint(folder.checkpoint) if continues and folder.checkpoint.is_file() else None
         if state is not None:
@@ -76,8 +89,8 @@ class FitRun:
     def _check_same_data(self, sha256: str) -> None:
         if sha256 != self.data["sha256"]:
             raise InputError(
-                f"the images in {self.config.data!r} have changed since {str(self.folder.root)!r} was started: "
-                "restore them, or start anew with --overwrite"
+                f"the {self.task.unit} in {self.config.data!r} have changed since {str(self.folder.root)!r} was started"
+                ": restore them, or start anew with --overwrite"
             )
 
     def _claim_folder(self, continues: bool) -> None:
@@ -92,14 +105,14 @@ class FitRun:
     def _build_trainer(self, model: AdaptedModel, accelerator: Any) -> Trainer:
         model.module.to(accelerator.device)
         optimiser = accelerator.prepare(build_optimiser(model, self.config))
-        images, batches = loader(
+        data, batches = self.task.loader(
             self.stores["train"],
             self.config.batch_size,
             shuffle=True,
             seed=self.config.seed,
             workers=self.config.num_workers,
         )
-        return Trainer(self.config, model, optimiser, accelerator, images, batches)
+        return Trainer(self.config, model, optimiser, accelerator, self.task, data, batches)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
@@ -110,17 +123,21 @@ class FitRun:
             self.trainer.accelerator.scaler.load_state_dict(state["scaler"])
         say(f"continuing {self.folder.root} after epoch {self.progress.epoch}")
 
-    def run(self) -> Metrics:
+    def run(self, on_epoch: OnEpoch | None = None) -> Metrics:
         """Train the remaining epochs, test, and write the result."""
+        hear = on_epoch or (lambda entry: None)
+        for entry in self.progress.curve:
+            hear(dict(entry))
         for epoch in range(self.progress.epoch, self.config.epochs):
             self._epoch(epoch)
+            hear(dict(self.progress.curve[-1]))
         self.model.load_trained_tensors(self.progress.best_tensors)
         metrics = self._metrics()
         with new_folder(self.folder.trained) as temporary:
             save_trained(self.model, temporary)
-        write_json(self.folder.classes, self.classes)
+        write_json(self.folder.classes, self.task.classes)
         title = f"{self.config.method} on {self.config.model}"
-        draw_curve(self.folder.curve, self.progress.curve, self.progress.best, title)
+        draw_curve(self.folder.curve, self.progress.curve, self.progress.best, title, self.task.metric)
         metrics.save(self.folder.metrics)
         self.folder.checkpoint.unlink(missing_ok=True)
         return metrics
@@ -133,10 +150,11 @@ class FitRun:
         check_finite(self.model.trained_tensors(), f"after epoch {epoch + 1}")
         if "val" in self.stores:
             scores = self._score("val")
-            entry.update(val_loss=scores.loss, val_accuracy=scores.top1)
+            entry.update({"val_loss": scores["loss"], f"val_{self.task.metric}": scores[self.task.test_metric]})
+        entry.update(_defects(self.model.module))
         entry["seconds"] = time.perf_counter() - start
         done = self.progress
-        if not done.best or _rank(entry) >= _rank(done.best):
+        if not done.best or self.task.rank(entry) >= self.task.rank(done.best):
             done.best = dict(entry)
             done.best_tensors = copy_tensors(self.model.trained_tensors())
         done.epoch, done.step = epoch + 1, self.trainer.step
@@ -151,24 +169,29 @@ class FitRun:
             self.trainer.accelerator.scaler,
             self.data["sha256"],
         )
-        say(_line(entry, self.config.epochs))
+        say(_line(entry, self.config.epochs, self.task.metric))
 
-    def _score(self, split: str) -> Scores:
-        images, _ = loader(self.stores[split], 2 * self.config.batch_size, workers=self.config.num_workers)
-        loss, logits, labels = predict_logits(self.model, images, self.trainer.accelerator)
-        return score(loss, logits, labels, self.classes)
+    def _score(self, split: str) -> dict[str, Any]:
+        scores = self.task.evaluate(
+            self.model,
+            self.stores[split],
+            self.trainer.accelerator,
+            2 * self.config.batch_size,
+            self.config.num_workers,
+        )
+        return scores.as_dict()
 
     def _metrics(self) -> Metrics:
         device = self.trainer.accelerator.device
         seconds = self.progress.step_seconds
-        test = dataclasses.asdict(self._score("test")) if "test" in self.stores else None
+        test = self._score("test") if "test" in self.stores else None
         return Metrics(
             config=dataclasses.asdict(self.config),
             seed=self.config.seed,
             versions=versions(),
             machine=machine(device),
             data=self.data,
-            preprocessing=dataclasses.asdict(self.preprocessing),
+            preprocessing=self.preprocessing,
             base_sha256=self.base_sha256,
             parameters=parameter_counts(self.model.module, self.model.classifier.head),
             step_seconds_median=statistics.median(seconds),
@@ -178,38 +201,28 @@ class FitRun:
             curve=self.progress.curve,
             best={k: v for k, v in self.progress.best.items() if k != "seconds"},
             test=test,
-            orthogonality_defect=_defect(self.model.module),
+            orthogonality_defect=_defects(self.model.module).get("defect"),
+            metric=self.task.test_metric,
         )
 
 
-def _read(data: ImageFolder, config: FitConfig, how: Preprocessing) -> tuple[dict[str, ImageStore], dict[str, Any]]:
-    """(the splits' images by name, the data's fingerprint)."""
-    stores: dict[str, ImageStore] = {}
-    budget = config.cache_mb << 20
-    splits: dict[str, Split | None] = {"train": data.train, "val": data.val, "test": data.test}
-    for name, split in splits.items():
-        if split is not None:
-            augment = config.augment if name == "train" else None
-            stores[name] = ImageStore(split, how, augment, seed=config.seed, cache_bytes=budget, name=f"{name} images")
-            budget -= stores[name].cached_bytes
-    return stores, describe(data, {k: v for store in stores.values() for k, v in store.digests.items()})
+def read_data(config: FitConfig) -> Task:
+    """The task of a run with its data, checked but not yet decoded; InputError for what is wrong with them."""
+    return task_class(config.task or "image").read(config)
 
 
-def _rank(entry: dict[str, Any]) -> tuple[float, float]:
-    """Higher is better: validation accuracy, then lower loss; without validation every later epoch."""
-    return entry.get("val_accuracy", 0.0), -entry.get("val_loss", 0.0)
-
-
-def _line(entry: dict[str, float], epochs: int) -> str:
-    text = f"epoch {entry['epoch']:>3}/{epochs}  loss {entry['train_loss']:.4f}  acc {entry['train_accuracy']:.1%}"
+def _line(entry: dict[str, float], epochs: int, metric: str) -> str:
+    text = f"epoch {entry['epoch']:>3}/{epochs}  loss {entry['train_loss']:.4f}"
+    if "train_accuracy" in entry:
+        text += f"  acc {entry['train_accuracy']:.1%}"
     if "val_loss" in entry:
-        text += f"  val loss {entry['val_loss']:.4f}  val acc {entry['val_accuracy']:.1%}"
+        text += f"  val loss {entry['val_loss']:.4f}  val {_SHORT.get(metric, metric)} {entry[f'val_{metric}']:.1%}"
     return f"{text}  lr {entry['lr']:.2e}  {entry['seconds']:.1f} s"
 
 
-def _defect(module: torch.nn.Module) -> float | None:
-    """The largest orthogonality defect of the adapted layers, None for methods that are not orthogonal."""
+def _defects(module: torch.nn.Module) -> dict[str, float]:
+    """The largest and the mean orthogonality defect of the adapted layers; nothing for methods that have none."""
     from orthotune import orthogonality_defect
 
-    defects = orthogonality_defect(module)
-    return max(defects.values()) if defects else None
+    defects = orthogonality_defect(module).values()
+    return {"defect": max(defects), "defect_mean": statistics.fmean(defects)} if defects else {}

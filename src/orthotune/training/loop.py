@@ -15,30 +15,29 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from orthotune import regularization_loss
-from orthotune.data.images import EpochBatches, normalise
+from orthotune.data.images import EpochBatches
 from orthotune.errors import InputError
 from orthotune.models.adapt import AdaptedModel
 from orthotune.progress import track
+from orthotune.tasks.base import Task
 from orthotune.training.config import FitConfig
 from orthotune.training.optimiser import schedule, set_learning_rate
 from orthotune.training.rank_allocation import RankAllocation
 
-Batch = tuple[Tensor, Tensor]
-
 
 @dataclass
 class Trainer:
-    """One model, its optimizer (both prepared by ``accelerator``) and the training images."""
+    """One model, its optimizer (both prepared by ``accelerator``), its task and the training data."""
 
     config: FitConfig
     model: AdaptedModel
     optimiser: Any
     accelerator: Accelerator
-    images: DataLoader[Batch]
+    task: Task
+    data: DataLoader[Any]
     batches: EpochBatches
     step: int = 0
 
@@ -51,41 +50,43 @@ class Trainer:
         return math.ceil(len(self.batches) / self.config.accumulate)
 
     def train_epoch(self, epoch: int) -> tuple[dict[str, float], list[float]]:
-        """Train epoch ``epoch`` (from 0): (mean loss and accuracy over its images, seconds of each update).
+        """Train epoch ``epoch`` (from 0): (mean loss over its examples, and accuracy if the task has
+        one; seconds of each update).
 
         All randomness (order, augmentation, dropout) follows from (seed, epoch), so an epoch can be repeated.
         """
         set_seed(_mix(self.config.seed, epoch))
         self.batches.epoch = epoch
         self.model.train()
-        losses, correct, seconds = 0.0, 0, []
-        windows = _windows(iter(self.images), self.config.accumulate)
+        losses, count, seconds = 0.0, 0, []
+        correct: int | None = 0
+        windows = _windows(iter(self.data), self.config.accumulate)
         for window in track(windows, f"epoch {epoch + 1}/{self.config.epochs}", self.steps_per_epoch):
             start = time.perf_counter()
             loss, hits = self._update(window, epoch)
             seconds.append(time.perf_counter() - start)
-            losses += loss * sum(len(labels) for _, labels in window)
-            correct += hits
-        count = self.batches.count
-        return {"train_loss": losses / count, "train_accuracy": correct / count}, seconds
+            total = sum(map(self.task.count, window))
+            losses += loss * total
+            count += total
+            correct = None if hits is None or correct is None else correct + hits
+        accuracy = {} if correct is None else {"train_accuracy": correct / count}
+        return {"train_loss": losses / count, **accuracy}, seconds
 
-    def _update(self, window: list[Batch], epoch: int) -> tuple[float, int]:
-        """One optimizer step over the batches of ``window``, each weighted by its share of the images."""
-        total = sum(len(labels) for _, labels in window)
+    def _update(self, window: list[Any], epoch: int) -> tuple[float, int | None]:
+        """One optimizer step over the batches of ``window``, each weighted by its share of the examples."""
+        counts = [self.task.count(batch) for batch in window]
         warmup = round((self.config.warmup_epochs or 0) * self.steps_per_epoch)
         factor = schedule(self.step, self.config.epochs * self.steps_per_epoch, warmup)
         set_learning_rate(self.optimiser.param_groups, factor)
         self.optimiser.zero_grad()
         mean_loss = torch.zeros((), device=self.accelerator.device)
-        correct = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
-        for images, labels in window:
-            labels = labels.to(self.accelerator.device)
-            logits = self._logits(images)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
-            loss = (loss + regularization_loss(self.model.module)) * (len(labels) / total)
+        correct: Tensor | None = torch.zeros((), dtype=torch.long, device=self.accelerator.device)
+        for batch, count in zip(window, counts, strict=True):
+            found = self.task.loss(self.model, batch, self.accelerator)
+            loss = (found.mean + regularization_loss(self.model.module)) * (count / sum(counts))
             self.accelerator.backward(loss)
             mean_loss += loss.detach()
-            correct += (logits.argmax(-1) == labels).sum()
+            correct = None if correct is None or found.hits is None else correct + found.hits
         value = mean_loss.item()
         if not math.isfinite(value):
             raise InputError(
@@ -98,41 +99,10 @@ class Trainer:
         self.optimiser.step()
         self.step += 1
         self.ranks.after(self.step)
-        return value, int(correct.item())
-
-    def _logits(self, images: Tensor) -> Tensor:
-        return forward(self.model, images, self.accelerator)
+        return value, None if correct is None else int(correct.item())
 
 
-def forward(model: AdaptedModel, images: Tensor, accelerator: Accelerator) -> Tensor:
-    """Logits (N, classes) for uint8 images (N, 3, S, S), in the accelerator's precision."""
-    pixels = normalise(images, model.classifier.preprocessing, accelerator.device)
-    with accelerator.autocast():
-        return model.logits(pixels)
-
-
-@torch.no_grad()
-def predict_logits(
-    model: AdaptedModel, images: DataLoader[Batch], accelerator: Accelerator
-) -> tuple[float, Tensor, Tensor]:
-    """(mean cross-entropy, logits (N, classes) in fp32, labels (N,)) on the CPU, in evaluation mode and in order.
-
-    InputError if an output is not finite.
-    """
-    model.module.to(accelerator.device).eval()
-    logits, labels = [], []
-    for batch, target in track(images, "evaluating", len(images)):
-        logits.append(forward(model, batch, accelerator).float().cpu())
-        labels.append(target)
-    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
-    if not torch.isfinite(all_logits).all():
-        raise InputError(
-            "the model's outputs contain NaN or infinity: try a smaller --lr, or --precision no instead of fp16"
-        )
-    return F.cross_entropy(all_logits, all_labels).item(), all_logits, all_labels
-
-
-def _windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+def _windows(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
     while window := list(islice(batches, size)):
         yield window
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from orthotune.errors import InputError
 from orthotune.methods import get_method
 from orthotune.models import AdaptedModel
+from orthotune.models.text import quiet_transformers
 from orthotune.models.weights import check_finite
 from orthotune.training.files import new_folder, write_json
 from orthotune.training.run import FinishedRun, open_run
@@ -57,25 +59,24 @@ def merge(run: str | Path, out: str | Path, *, weights: str | None = None, overw
         if finished.model.classifier.library == "timm":
             _write_timm(finished, module, folder)
         else:
-            module.save_pretrained(str(folder))  # type: ignore[operator]
+            with quiet_transformers():
+                module.save_pretrained(str(folder))  # type: ignore[operator]
             finished.model.classifier.processor.save_pretrained(str(folder))
         shutil.copy(finished.folder.classes, folder / "classes.json")
     return MergeReport(str(out), difference)
 
 
 def merged_module(model: AdaptedModel, seed: int = 0) -> tuple[nn.Module, float]:
-    """(the plain model with the adapter merged, relative difference of its logits on a random batch).
+    """(the plain model with the adapter merged, relative difference of its outputs on a random batch).
 
     ``model`` itself is left as it is. InputError if the difference exceeds TOLERANCE or a weight is not finite.
     """
     classifier, adapted = model.classifier, copy.deepcopy(model.module).eval()
-    size = classifier.preprocessing.size
-    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(seed))
-    images = images.to(next(adapted.parameters()).device)
+    inputs = send_to_device(classifier.random_inputs(4, seed), next(adapted.parameters()).device)
     with torch.no_grad():
-        before = classifier.logits(adapted, images)
+        before = classifier.logits(adapted, inputs)
         plain = _unload(adapted) if get_method(model.method).is_adapter else adapted
-        after = classifier.logits(plain.eval(), images)
+        after = classifier.logits(plain.eval(), inputs)
     check_finite(plain.state_dict(), "the merged model")
     difference = relative_difference(before, after)
     if not difference <= TOLERANCE:

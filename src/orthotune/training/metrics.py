@@ -42,12 +42,18 @@ class Metrics:
     best: dict[str, Any]
     test: dict[str, Any] | None = None
     orthogonality_defect: float | None = None
+    metric: str = "top1"
     format_version: int = FORMAT_VERSION
 
     @property
     def test_accuracy(self) -> float | None:
-        """Top-1 accuracy on test/ in [0, 1], None without test/."""
-        return None if self.test is None else self.test["top1"]
+        """Top-1 accuracy on test/ in [0, 1], None without test/ and for tasks that are not of images."""
+        return None if self.test is None else self.test.get("top1")
+
+    @property
+    def test_score(self) -> float | None:
+        """The main test score, ``test[metric]``; None without test data."""
+        return None if self.test is None else self.test[self.metric]
 
     def save(self, path: Path) -> None:
         """Write metrics.json."""
@@ -64,7 +70,7 @@ class Metrics:
 
 @dataclass
 class Scores:
-    """Accuracies in [0, 1] of logits against labels."""
+    """Accuracies in [0, 1] of an image classifier's logits against labels."""
 
     images: int
     loss: float
@@ -72,6 +78,20 @@ class Scores:
     top5: float | None
     per_class_mean: float
     per_class: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As metrics.json has it."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        return [
+            f"images          {self.images}",
+            f"top-1 accuracy  {self.top1:.2%}",
+            *([f"top-5 accuracy  {self.top5:.2%}"] if self.top5 is not None else []),
+            f"per-class mean  {self.per_class_mean:.2%}",
+            f"cross-entropy   {self.loss:.4f}",
+        ]
 
 
 def score(loss: float, logits: Tensor, labels: Tensor, classes: list[str]) -> Scores:
@@ -93,7 +113,17 @@ def score(loss: float, logits: Tensor, labels: Tensor, classes: list[str]) -> Sc
 def versions() -> dict[str, str | None]:
     """Of Python and the packages whose change may change a result; None for one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("orthotune", "torch", "torchvision", "peft", "transformers", "timm", "accelerate", "pillow"):
+    for name in (
+        "orthotune",
+        "torch",
+        "torchvision",
+        "peft",
+        "transformers",
+        "timm",
+        "accelerate",
+        "pillow",
+        "tokenizers",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

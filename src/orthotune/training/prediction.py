@@ -7,9 +7,11 @@ from pathlib import Path
 
 from orthotune.data import ImageStore, Split, loader
 from orthotune.data.folder import EXTENSIONS, find_images
+from orthotune.data.pictures import file_picture
 from orthotune.errors import InputError
 from orthotune.progress import quietly
-from orthotune.training.loop import build_accelerator, predict_logits
+from orthotune.tasks.image import predict_logits
+from orthotune.training.loop import build_accelerator
 from orthotune.training.run import open_run
 
 
@@ -46,9 +48,14 @@ def predict(
     if not paths:
         raise InputError("no images given: name files or folders")
     finished = open_run(run, weights=weights)
+    if finished.config.task != "image":
+        raise InputError(
+            f"{str(run)!r} is a run of the task {finished.config.task!r}, and predict is for images: score texts with "
+            "orthotune evaluate, write responses with orthotune answer"
+        )
     model = finished.model
     with quietly(quiet):
-        split = Split(tuple(paths), (0,) * len(paths))
+        split = Split(tuple(file_picture(path, str(path)) for path in paths), (0,) * len(paths))
         store = ImageStore(split, model.classifier.preprocessing, name="images")
         batches, _ = loader(store, batch_size)
         accelerator = build_accelerator(device, finished.config.precision)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orthotune.errors import InputError
-from orthotune.models import AdaptedModel, Classifier, Preprocessing, build_classifier, load_trained
+from orthotune.models import AdaptedModel, load_trained
 from orthotune.models.weights import fingerprint
+from orthotune.tasks import task_class
+from orthotune.tasks.base import Task
 from orthotune.training.config import FitConfig
 from orthotune.training.metrics import Metrics
 
@@ -36,7 +38,7 @@ class RunFolder:
 
     @property
     def classes(self) -> Path:
-        """The class names in the order of the logits."""
+        """The class names in the order of the logits; none for a task without classes."""
         return self.root / "classes.json"
 
     @property
@@ -92,6 +94,7 @@ class FinishedRun:
     metrics: Metrics
     model: AdaptedModel
     classes: list[str]
+    task: Task
 
 
 def open_run(root: str | Path, *, weights: str | None = None) -> FinishedRun:
@@ -106,29 +109,14 @@ def open_run(root: str | Path, *, weights: str | None = None) -> FinishedRun:
         raise InputError(f"the run {str(root)!r} is not finished: continue it with orthotune fit --resume --out {root}")
     config, metrics = FitConfig.load(folder.config), Metrics.load(folder.metrics)
     classes = json.loads(folder.classes.read_text())
-    classifier = build(config, classes, weights=weights)
+    task = task_class(config.task or "image")(config, classes)
+    classifier = task.build(weights)
     found = fingerprint(classifier.module, classifier.head)
     if found != metrics.base_sha256:
         raise InputError(
             f"the base model {config.model!r} has other weights than the run {str(root)!r} was trained on "
             f"(sha256 {found[:12]}, was {metrics.base_sha256[:12]}); give the right file with --weights"
         )
-    classifier.preprocessing = Preprocessing.from_dict(metrics.preprocessing)
+    task.restore(classifier, metrics.preprocessing)
     model = load_trained(classifier, config.method, config.adapter, folder.trained)
-    return FinishedRun(folder, config, metrics, model, classes)
-
-
-def build(config: FitConfig, classes: list[str], *, weights: str | None = None) -> Classifier:
-    """The base classifier that ``config`` describes, with a new head for ``classes``."""
-    return build_classifier(
-        config.model,
-        len(classes),
-        image_size=config.image_size,
-        weights=weights or config.weights,
-        random_weights=config.random_weights,
-        model_args=config.architecture_args(),
-        mean=config.mean,
-        std=config.std,
-        class_names=classes,
-        seed=config.seed,
-    )
+    return FinishedRun(folder, config, metrics, model, classes, task)
