@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -69,10 +70,12 @@ def linear_changes(model: nn.Module, adapter: str) -> Iterator[Change]:
         if isinstance(module, FusedProjection):
             parts = [getattr(module, part) for part in module.parts]
             if any(adapter in adapters_of(part) for part in parts):
-                changes = [_change(f"{name}.{p}", part, adapter) for p, part in zip(module.parts, parts, strict=True)]
+                changes = [
+                    layer_change(f"{name}.{p}", part, adapter) for p, part in zip(module.parts, parts, strict=True)
+                ]
                 yield _joined(name, changes)
         elif adapter in adapters_of(module) and not isinstance(module, NormHost):
-            yield _change(name, module, adapter)
+            yield layer_change(name, module, adapter)
 
 
 def adapted_norms(model: nn.Module, adapter: str) -> dict[str, dict[str, Tensor]]:
@@ -92,7 +95,12 @@ def adapted_norms(model: nn.Module, adapter: str) -> dict[str, dict[str, Tensor]
     return found
 
 
-def _change(name: str, layer: Any, adapter: str) -> Change:
+def layer_change(name: str, layer: Any, adapter: str, *, by_merging: bool = False) -> Change:
+    """Return the change of one linear layer or convolution, the plain layer's name being ``name``.
+
+    With ``by_merging``, the change of a method that only says how it is merged is what merging changes in a copy of
+    the layer; otherwise InputError for such a method, as for a change that is not one of weight and bias.
+    """
     base = base_of(layer)
     if adapter not in adapters_of(layer):  # a part of a fused projection that is left alone
         shape = base.weight.shape[::-1] if isinstance(base, Conv1D) else base.weight.shape
@@ -104,14 +112,36 @@ def _change(name: str, layer: Any, adapter: str) -> Change:
         with torch.no_grad():
             factors = layer.low_rank_change(adapter)
         return Change(name, base, weight, None if bias is None or not bias.any() else bias, factors)
-    if isinstance(layer, LoraLayer) and adapter in layer.lora_A and adapter not in layer.lora_variant:
+    if isinstance(layer, LoraLayer) and adapter not in layer.lora_variant and _is_plain_lora(layer, adapter):
         down, up, scale = layer.lora_A[adapter], layer.lora_B[adapter], layer.scaling[adapter]
         a, b = down.weight.detach().double().flatten(1), scale * up.weight.detach().double().flatten(1)
         return Change(name, base, b @ a, None if up.bias is None else scale * up.bias.detach().double(), (a, b))
+    if by_merging and isinstance(base, nn.Linear | Conv1D | nn.Conv2d):
+        return _merging_change(name, layer, adapter)
     raise InputError(
         f"layer {name!r} has an adapter of type {type(layer).__module__}.{type(layer).__name__}, whose effect is not "
         "known to be a change of the layer's weight and bias: it cannot be written as a LoRA; merge the adapter instead"
     )
+
+
+def _is_plain_lora(layer: LoraLayer, adapter: str) -> bool:
+    """Whether the adapter's A and B are layers; AdaLoRA's are bare matrices, with singular values between them."""
+    return adapter in layer.lora_A and isinstance(layer.lora_A[adapter], nn.Module)
+
+
+@torch.no_grad()
+def _merging_change(name: str, layer: Any, adapter: str) -> Change:
+    """Return what merging changes in a float64 copy of the layer."""
+    base = layer.get_base_layer()
+    if layer.merged:
+        raise InputError(f"layer {name!r} has adapters merged into it: call unmerge_adapter() first")
+    merged = copy.deepcopy(layer).double()
+    merged.merge(adapter_names=[adapter])
+    after = merged.get_base_layer()
+    weight = after.weight - base.weight.double()
+    weight = weight.T if isinstance(base, Conv1D) else weight.flatten(1)
+    bias = None if base.bias is None else after.bias - base.bias.double()
+    return Change(name, base, weight, bias if bias is not None and bias.any() else None, None)
 
 
 def _joined(name: str, parts: list[Change]) -> Change:

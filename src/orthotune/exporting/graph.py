@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from orthotune.errors import InputError
 from orthotune.models import AdaptedModel, Classifier
+from orthotune.models.text import TextModel
 from orthotune.training.files import TEMPORARY
 from orthotune.training.merging import TOLERANCE, merged_module, relative_difference
 
@@ -84,6 +85,11 @@ def export_program(model: AdaptedModel, out: str | Path, classes: list[str] | No
 
 def _prepare(model: AdaptedModel) -> tuple[_Logits, Tensor, Any]:
     """(the plain model, a batch of random images, the symbol for the number of images)."""
+    if isinstance(model.classifier, TextModel):
+        raise InputError(
+            f"{model.classifier.name} is a language model, and only image classifiers are exported as a graph: write "
+            "the plain model with orthotune merge, which tools for transformers export"
+        )
     module, _ = merged_module(model)
     size = model.classifier.preprocessing.size
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))

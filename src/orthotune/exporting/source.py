@@ -12,7 +12,8 @@ from peft import PeftConfig, PeftModel
 
 from orthotune.errors import InputError
 from orthotune.methods import METHODS
-from orthotune.models import AdaptedModel, build_classifier, load_trained
+from orthotune.models import AdaptedModel, build_classifier
+from orthotune.models.adapt import adapter_config, load_adapter
 from orthotune.models.weights import read_state_dict
 from orthotune.training.merging import relative_difference
 
@@ -24,39 +25,41 @@ def open_adapter(
     weights: str | None = None,
     image_size: int | None = None,
     model_args: Mapping[str, Any] | None = None,
+    classes: int | None = None,
 ) -> AdaptedModel:
     """Load an image classifier's saved adapter, with its head, onto the model ``model``.
 
-    Raises InputError for a folder without an adapter or without a head, and a model that does not fit it.
+    An adapter that holds no head is refused, unless ``classes`` says how many classes a new one is to have.
+    Raises InputError for a folder without an adapter, and a model that does not fit it.
     """
     folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        raise InputError(f"{str(folder)!r} holds no adapter (adapter_config.json is missing)")
-    config = PeftConfig.from_pretrained(str(folder))
+    config = adapter_config(folder)
     classifier = build_classifier(
         model,
-        _num_classes(config, folder),
+        _num_classes(config, folder, classes),
         image_size=image_size,
         weights=weights,
         model_args=model_args,
     )
-    return load_trained(classifier, _method(config), {}, folder)
+    return load_adapter(classifier, _method(config), config, folder)
 
 
 def _method(config: PeftConfig) -> str:
-    for name, method in METHODS.items():
-        if method.is_adapter and type(config) is method.config_class():
-            return name
-    raise InputError(f"the adapter's method {config.peft_type.value} is not one that orthotune knows")
+    """Return the registry's name for the adapter's method, PEFT's for one that is not in it."""
+    same = [name for name, m in METHODS.items() if m.is_adapter and type(config) is m.config_class()]
+    fits = [n for n in same if all(getattr(config, key, None) == value for key, value in METHODS[n].defaults.items())]
+    return max(fits or same, key=lambda name: len(METHODS[name].defaults), default=config.peft_type.value.lower())
 
 
-def _num_classes(config: Any, folder: Path) -> int:
-    """Return the rows of the head's weight: the last module saved whole that has a matrix."""
+def _num_classes(config: Any, folder: Path, classes: int | None) -> int:
+    """Return the rows of the head's weight, the first matrix of a module saved whole; ``classes`` without one."""
     state = read_state_dict(folder / "adapter_model.safetensors")
     for module in config.modules_to_save or ():
         for name, tensor in state.items():
             if tensor.ndim == 2 and name.startswith(f"base_model.model.{module}."):
                 return len(tensor)
+    if classes is not None:
+        return classes
     raise InputError(
         f"adapter {str(folder)!r} holds no classifier head (modules_to_save), so it is not one of an image classifier; "
         "load the model in Python and call orthotune.export_to_lora"
@@ -66,12 +69,11 @@ def _num_classes(config: Any, folder: Path) -> int:
 def lora_difference(model: AdaptedModel, folder: str | Path, seed: int = 0) -> float:
     """Return how far the logits with the LoRA in ``folder`` are from the adapted model's, relative to the largest.
 
-    Measured on four random images, with the LoRA on a copy of the base model.
+    Measured on four random inputs, with the LoRA on a copy of the base model.
     """
     adapted: Any = copy.deepcopy(model.module).eval()
-    size = model.classifier.preprocessing.size
-    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    inputs = model.classifier.random_inputs(4, seed)
     with torch.no_grad():
-        before = model.classifier.logits(adapted, images)
+        before = model.classifier.logits(adapted, inputs)
         lora = PeftModel.from_pretrained(adapted.unload(), str(folder)).eval()
-        return relative_difference(before, model.classifier.logits(lora, images))
+        return relative_difference(before, model.classifier.logits(lora, inputs))
