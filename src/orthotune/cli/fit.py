@@ -17,9 +17,10 @@ from orthotune.training.config import FitConfig, flag, read_yaml
 from orthotune.training.run import RunFolder
 
 _GROUPS = ("model", "data", "method", "optimisation", "run")
-_DESCRIPTION = """Fine-tune a model on a folder of images.
+_DESCRIPTION = """Fine-tune a model on images or texts.
 
   orthotune fit --model vit_tiny_patch16_224 --data FOLDER --method rlrr --out runs/rlrr
+  orthotune fit --model microsoft/deberta-v3-base --data glue:FOLDER/cola --method goft --out runs/cola
   orthotune fit --config runs/rlrr/config.yaml --seed 1 --out runs/rlrr-1
   orthotune fit --resume --out runs/rlrr
 
@@ -101,15 +102,18 @@ def _value(arguments: list[str], name: str) -> str | None:
 def run(arguments: list[str]) -> int:
     """Run the command."""
     config, switches = parse(arguments)
+    from orthotune.tasks import task_class
     from orthotune.training.fitting import fit
 
-    metrics = fit(config, **switches)
-    if metrics.best.get("val_accuracy") is not None:
-        print(f"best epoch {metrics.best['epoch']}: validation accuracy {metrics.best['val_accuracy']:.2%}")
+    metrics = fit(config, resume=switches["resume"], overwrite=switches["overwrite"], quiet=switches["quiet"])
+    name, unit = metrics.metric.replace("_", " ").replace("top1", "accuracy"), task_class(config.task or "image").unit
+    score = next((v for k, v in metrics.best.items() if k.startswith("val_") and k != "val_loss"), None)
+    if score is not None:
+        print(f"best epoch {metrics.best['epoch']}: validation {name} {score:.2%}")
     if metrics.test is None:
-        print("test/ is absent: not tested")
+        print("no test data: not tested")
     else:
-        print(f"test accuracy {metrics.test['top1']:.2%} on {metrics.test['images']} images")
+        print(f"test {name} {metrics.test_score:.2%} on {metrics.test[unit]} {unit}")
     counts = metrics.parameters
     print(
         f"{counts['trainable']:,} of {counts['total']:,} parameters trained "

@@ -11,21 +11,28 @@ from orthotune.errors import InputError
 from orthotune.methods import near
 
 COMMANDS = {
-    "fit": "fine-tune a model on a folder of images",
-    "evaluate": "accuracy of a finished run on a split of a folder",
+    "fit": "fine-tune a model on images or texts",
+    "evaluate": "scores of a finished run on a split of other data",
     "predict": "class and probability of single images",
+    "answer": "answers of an instruction-tuned run to questions, for a judge",
+    "mmlu": "accuracy of an instruction-tuned run on MMLU, by lm-evaluation-harness",
     "merge": "write the plain model with the adapter merged into its weights",
     "export": "write a run as a plain LoRA, ONNX, torch.export or a folder for the Hub",
     "import": "make an adapter of a checkpoint of the RLRR authors' code",
     "push": "upload a run's adapter and its model card to the Hub",
+    "data": "check data sets, and list those of the benchmark protocols",
+    "sweep": "methods x tasks x grid x seeds on one machine or a Ray cluster",
+    "inspect": "what an adapter did to a model: angles, spectra, movement, features",
     "methods": "list the methods, or the adapter fields of one of them",
     "parameters": "how many parameters each method trains, beside the papers' figures",
+    "table": "a table of the papers' shape from the results of runs, beside the paper's numbers",
+    "report": "one HTML file of the results of runs: tables, curves, costs, settings",
     "demo": "six methods on real images in about a minute; needs no network and no data",
 }
 
 _INTRO = """usage: orthotune COMMAND [options]
 
-Fine-tune image classifiers with GOFT, qGOFT, RLRR, AOFT and others.
+Fine-tune image and text models with GOFT, qGOFT, RLRR, AOFT and others.
 
 commands:
 {commands}
@@ -47,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; orthotune fit --resume continues after the last finished epoch", file=sys.stderr)
+        print("interrupted; fit --resume, or sweep as before, continues after the last finished epoch", file=sys.stderr)
         return 130
 
 

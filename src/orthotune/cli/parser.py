@@ -95,20 +95,22 @@ def _metavar(hint: Any) -> str | None:
     return "TEXT"
 
 
-def add_run_options(parser: Parser) -> None:
-    """The options that ``evaluate`` and ``predict`` share."""
+def add_run_options(parser: Parser, batch_size: int = 64, quiet: bool = True) -> None:
+    """The options that the commands on a finished run share."""
     parser.option(parser, "--weights", str | None, None, "the base weights, if they have moved since the run")
-    parser.option(parser, "--batch-size", int, 64, "images per forward pass")
+    parser.option(parser, "--batch-size", int, batch_size, "examples per forward pass")
     parser.option(parser, "--device", str, "auto", "auto, cpu, cuda, ...")
     parser.option(parser, "--overwrite", bool, False, "replace the file --out")
-    parser.option(parser, "--quiet", bool, False, "no progress bars")
+    if quiet:
+        parser.option(parser, "--quiet", bool, False, "no progress bars")
 
 
-def add_base_options(parser: Parser, required: bool) -> None:
-    """The options that name a base model where there is no run to take it from."""
-    parser.option(
-        parser, "--model", str | None, None, "timm name, or transformers hub id or directory", required=required
-    )
+def add_base_options(parser: Parser, required: bool, name: bool = True) -> None:
+    """The options that name a base model where there is no run to take it from; ``--model`` itself if ``name``."""
+    if name:
+        parser.option(
+            parser, "--model", str | None, None, "timm name, or transformers hub id or directory", required=required
+        )
     parser.option(parser, "--weights", str | None, None, "file of the base weights instead of the hub's")
     parser.option(parser, "--image-size", int | None, None, "pixels a side, if not the model's own")
     parser.option(parser, "--model-args", dict[str, Any], {}, "further arguments of the architecture")

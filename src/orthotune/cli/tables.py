@@ -14,8 +14,8 @@ Rows = list[Sequence[str]]
 TableFormat = Literal["table", "markdown", "csv"]
 
 
-def text(head: Sequence[str], rows: Rows, form: TableFormat) -> str:
-    """The table with the columns ``head``, in the format ``form``, ending with a new line."""
+def text(head: Sequence[str], rows: Rows, form: TableFormat, width: int = 150) -> str:
+    """The table with the columns ``head``, in the format ``form``, ending with a new line; ``width`` on a terminal."""
     if form == "markdown":
         lines = [head, ["---"] * len(head), *rows]
         return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |\n" for line in lines)
@@ -26,5 +26,5 @@ def text(head: Sequence[str], rows: Rows, form: TableFormat) -> str:
     table = Table(*head, box=None)
     for row in rows:
         table.add_row(*row)
-    Console(file=out, width=150).print(table)
+    Console(file=out, width=width).print(table)
     return out.getvalue()
