@@ -18,7 +18,6 @@ processes may share the work by folder. Writes results.json and table.md into th
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ sys.path.insert(2, str(Path(__file__).parents[1] / "speed"))
 
 from comparing import percent_column, search
 from comparing import table as markdown
+from folders import view
 from step_times import time_steps
 
 from orthotune.methods import METHODS, get_method
@@ -66,18 +66,6 @@ def train(args: argparse.Namespace, name: str, **settings: Any) -> Metrics:
         **settings,
     )
     return fit(config, resume=True, quiet=True)
-
-
-def view(data: Path, out: Path, splits: dict[str, tuple[str, slice]]) -> Path:
-    """Return a folder of links to images of ``data``: by new split, the split to take from and which of each class."""
-    for split, (source, which) in splits.items():
-        for folder in sorted(p for p in (data / source).iterdir() if p.is_dir()):
-            target = out / split / folder.name
-            target.mkdir(parents=True, exist_ok=True)
-            for image in sorted(folder.iterdir())[which]:
-                if not (target / image.name).exists():
-                    os.symlink(image.resolve(), target / image.name)
-    return out
 
 
 def choose(args: argparse.Namespace, method: str, head_lr: float | None) -> tuple[float, dict[float, float]]:
