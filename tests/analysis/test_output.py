@@ -103,12 +103,12 @@ def test_a_run_and_its_adapter_give_the_same(
         "adapter": ["vit_tiny_patch16_224", f"{run}/adapter", *base_flags(place)],
         "run as adapter": ["vit_tiny_patch16_224", run, *base_flags(place)],
     }[source]
-    data = ["--data", str(place / "digits" / "test"), "--images", "8"]
+    data = ["--data", str(place / "digits" / "test"), "--examples", "8"]
     out = tmp_path / "out"
     assert main(["inspect", *given, *data, "--layers", "mlp", "--out", str(out), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "blocks.1.mlp.fc2" in printed
-    assert "CKA of features on 8 images" in printed
+    assert "CKA of features on 8 examples" in printed
     values = json.loads((out / "analysis.json").read_text())
     assert values["method"] == "lora"
     assert [layer["name"] for layer in values["layers"]] == [f"blocks.{i}.mlp.fc{j}" for i in (0, 1) for j in (1, 2)]
@@ -139,7 +139,8 @@ def test_a_run_without_an_adapter(place: Path, capsys: pytest.CaptureFixture[str
         (["vit_tiny_patch16_224", "nowhere", "BASE"], "'nowhere' holds no adapter"),
         (["RUN", "--layers", "nothing"], "no layers that match layers='nothing'"),
         (["RUN", "--data", "nowhere"], "data folder 'nowhere' does not exist"),
-        (["RUN", "--data", "DIGITS", "--images", "1"], "at least two images"),
+        (["RUN", "--data", "DIGITS", "--examples", "1"], "at least two examples"),
+        (["RUN", "--data", "glue:cola"], "but vit_tiny_patch16_224 takes images"),
         (["RUN", "--out", "DIGITS"], "already exists: give a new folder"),
         (["RUN", "--device", "quantum"], "--device quantum is not available here"),
         (["RUN", "--plots", "gif"], "--plots is 'gif', which is not 'png', 'svg'"),

@@ -13,7 +13,9 @@ from orthotune.errors import InputError
 from orthotune.targets.kinds import head_names
 from orthotune.tuners.blocks import block_lists
 
-Forward = Callable[[Tensor], Any]
+#: Inputs of a model: a tensor, or a dict of tensors by name.
+Batch = Any
+Forward = Callable[[Batch], Any]
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,22 @@ def feature_modules(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def features(model: nn.Module, names: Iterable[str], forward: Forward, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+def features(model: nn.Module, names: Iterable[str], forward: Forward, batches: Iterable[Batch]) -> dict[str, Tensor]:
     """Return the output of each module of ``names``, (N, D) float64 on the CPU: its mean over tokens or positions.
 
     ``forward`` runs a batch through the model that ``model`` is, or is part of. An output that is a tuple counts with
-    its first element.
+    its first element; the tokens that a batch's ``attention_mask`` (N, L) leaves out do not count.
     """
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
+    mask: Tensor | None = None
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda module, args, output: kept[name].append(_pooled(output))
+        return lambda module, args, output: kept[name].append(_pooled(output, mask))
 
     handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in kept]
     try:
         for batch in batches:
+            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
             forward(batch)
     finally:
         for handle in handles:
@@ -64,8 +68,10 @@ def features(model: nn.Module, names: Iterable[str], forward: Forward, batches: 
     return {name: torch.cat(parts) for name, parts in kept.items() if parts}
 
 
-def _pooled(output: Any) -> Tensor:
+def _pooled(output: Any, mask: Tensor | None) -> Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
+    if mask is not None:
+        return ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).double().cpu()
     if hidden.ndim == 4:  # channels last in Swin, where the two dimensions before them are the square image's
         last = hidden.shape[1] == hidden.shape[2] != hidden.shape[3]
         hidden = hidden.flatten(1, 2) if last else hidden.flatten(2).mT

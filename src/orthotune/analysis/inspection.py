@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 
-from orthotune.analysis.features import Cka, compare, feature_modules, features
+from orthotune.analysis.features import Batch, Cka, compare, feature_modules, features
 from orthotune.analysis.layers import LayerWeights, block_of, kind_of, single_layers, weights_of
 from orthotune.analysis.matrices import Matrix, Movement, describe, movement, svd
 from orthotune.errors import InputError
@@ -62,8 +62,8 @@ def inspect(
     top: int = 8,
     limit: int = 4096,
     seed: int = 0,
-    batches: Iterable[Tensor] | None = None,
-    forward: Callable[[nn.Module, Tensor], Any] | None = None,
+    batches: Iterable[Batch] | None = None,
+    forward: Callable[[nn.Module, Batch], Any] | None = None,
 ) -> Analysis:
     """Measure the weights of a model before and after adaptation, and the adapter's own matrices.
 
@@ -79,7 +79,8 @@ def inspect(
         top: how many leading singular vectors the overlaps of subspaces are of.
         limit: of a matrix with more rows (columns) than this, so many are drawn to measure angles between.
         seed: for that draw.
-        batches: inputs of the model; with them the features after each block are compared (CKA).
+        batches: inputs of the model, tensors or dicts of them; with them the features after each block are compared
+            (CKA).
         forward: how a batch goes through a model; by default it is called with it.
 
     Raises InputError for an unknown adapter, a range or a regular expression that cannot be used, and layers whose
@@ -152,8 +153,8 @@ def _cka(
     model: nn.Module,
     adapter: str | None,
     base: nn.Module | None,
-    batches: list[Tensor],
-    forward: Callable[[nn.Module, Tensor], Any],
+    batches: list[Batch],
+    forward: Callable[[nn.Module, Batch], Any],
 ) -> Cka:
     if isinstance(model, PeftModel) and model.active_adapters != [adapter]:
         active = ", ".join(model.active_adapters)

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from orthotune.analysis.features import Batch
 from orthotune.data import ImageStore, Split, loader
-from orthotune.data.folder import EXTENSIONS, find_images
+from orthotune.data.folder import find_images
 from orthotune.data.images import normalise
 from orthotune.data.pictures import file_picture
 from orthotune.errors import InputError
 from orthotune.exporting.source import open_adapter
 from orthotune.methods import get_method
-from orthotune.models import Classifier, build_classifier
+from orthotune.models import Classifier
+from orthotune.models.by_name import build_model, language_head
+from orthotune.models.text import TextModel
+from orthotune.tasks import TEXT_SCHEMES
+from orthotune.texts.data import source
 from orthotune.training.run import RunFolder, open_run
 
 _SOME_CLASSES = 2  # of a head that is not looked at
@@ -57,29 +62,46 @@ def open_subject(
         return Subject(run.model.module, run.model.classifier, run.config.method, base)
     options: dict[str, Any] = {"weights": weights, "image_size": image_size, "model_args": model_args}
     if adapter is None:
-        classifier = build_classifier(model, _SOME_CLASSES, **options)
+        classifier = build_model(model, _SOME_CLASSES, head=language_head(model), **options)
         return Subject(classifier.module, classifier)
     folder = RunFolder(Path(adapter))
     adapted = open_adapter(folder.trained if folder.is_run() else adapter, model, classes=_SOME_CLASSES, **options)
     return Subject(adapted.module, adapted.classifier, adapted.method)
 
 
-def image_batches(folder: str, count: int, classifier: Classifier, seed: int = 0, size: int = 32) -> Iterator[Tensor]:
-    """Yield normalised images (N, 3, S, S), as ``classifier`` takes them: ``count`` of those below ``folder``.
+def batches(data: str, count: int, classifier: Classifier, seed: int = 0, size: int = 32) -> Iterator[Batch]:
+    """Yield ``count`` examples of ``data``, as ``classifier`` takes them; which ones is drawn by ``seed``.
 
-    Which ones is drawn by ``seed``. InputError for a folder that is not there or has fewer than two images.
+    ``data`` is a folder of images, at any depth: (N, 3, S, S), normalised; or for a language model ``SCHEME:PATH``, all
+    of its splits: a dict of (N, L) tensors. InputError for other data, and for fewer than two examples.
     """
-    if not Path(folder).is_dir():
-        raise InputError(f"data folder {folder!r} does not exist")
-    paths = sorted(find_images(Path(folder)))
-    if min(count, len(paths)) < 2:
+    is_text = data.partition(":")[0] in TEXT_SCHEMES
+    if isinstance(classifier, TextModel) != is_text:
+        wanted = f"texts ({', '.join(f'{scheme}:PATH' for scheme in TEXT_SCHEMES)})" if not is_text else "images"
+        raise InputError(f"--data is {data!r}, but {classifier.name} takes {wanted}")
+    found: list[Any] = _texts(data) if is_text else _images(data)
+    if min(count, len(found)) < 2:
         raise InputError(
-            f"features are compared over at least two images: {folder!r} has {len(paths)} "
-            f"({', '.join(sorted(EXTENSIONS))}), and {count} were asked for"
+            f"features are compared over at least two examples: {data!r} has {len(found)}, and {count} were asked for"
         )
-    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed))[:count]
-    chosen = tuple(file_picture(paths[i], str(paths[i])) for i in sorted(order.tolist()))
-    store = ImageStore(Split(chosen, (0,) * len(chosen)), classifier.preprocessing, name="images")
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = [found[i] for i in sorted(order.tolist())]
     device = next(classifier.module.parameters()).device
+    if isinstance(classifier, TextModel):
+        for start in range(0, len(chosen), size):
+            yield classifier.tokens(chosen[start : start + size]).to(device)
+        return
+    pictures = tuple(file_picture(path, str(path)) for path in chosen)
+    store = ImageStore(Split(pictures, (0,) * len(pictures)), classifier.preprocessing, name="images")
     for images, _ in loader(store, size)[0]:
         yield normalise(images, classifier.preprocessing, device)
+
+
+def _images(folder: str) -> list[Path]:
+    if not Path(folder).is_dir():
+        raise InputError(f"data folder {folder!r} does not exist")
+    return sorted(find_images(Path(folder)))
+
+
+def _texts(data: str) -> list[tuple[str, ...]]:
+    return [record.texts() for records in source(data).splits.values() for record in records]

@@ -15,6 +15,7 @@ _DESCRIPTION = """What an adapter did to a model, layer by layer: angles, spectr
   orthotune inspect runs/aoft --out analysis/
   orthotune inspect vit_base_patch16_224 ADAPTER --data IMAGES --out analysis/
   orthotune inspect deit_tiny_patch16_224 --weights deit_tiny.safetensors
+  orthotune inspect runs/cola --data glue:glue/cola --out analysis/
 
 MODEL is a finished run, or a model by name; ADAPTER a folder of a PEFT adapter, or a run, for a model by name. --out
 writes analysis.json, layers.csv and plots; --data also compares features (CKA).
@@ -32,7 +33,7 @@ def run(arguments: list[str]) -> int:
         raise InputError(f"--out {options.out!r} already exists: give a new folder")
     from orthotune.analysis import inspect
     from orthotune.analysis.output import write_analysis
-    from orthotune.analysis.source import image_batches, open_subject
+    from orthotune.analysis.source import batches, open_subject
 
     with quietly(options.quiet):
         subject = open_subject(
@@ -43,9 +44,9 @@ def run(arguments: list[str]) -> int:
             model_args=options.model_args,
         )
         subject.module.to(_device(options.device))
-        batches = None
+        examples = None
         if options.data is not None:
-            batches = image_batches(options.data, options.images, subject.classifier, options.seed)
+            examples = batches(options.data, options.examples, subject.classifier, options.seed)
         analysis = inspect(
             subject.module,
             base=subject.base,
@@ -53,7 +54,7 @@ def run(arguments: list[str]) -> int:
             top=options.top,
             limit=options.limit,
             seed=options.seed,
-            batches=batches,
+            batches=examples,
             forward=subject.classifier.logits,
         )
     print(text(*_table(analysis), options.format), end="")
@@ -79,9 +80,9 @@ def _read(arguments: list[str]) -> Any:
     parser.option(
         parser, "--limit", int, 4096, "measure angles between so many drawn rows or columns where there are more"
     )
-    parser.option(parser, "--data", str | None, None, "folder of images, at any depth, to compare features on")
-    parser.option(parser, "--images", int, 64, "of them")
-    parser.option(parser, "--seed", int, 0, "of what is drawn: rows, columns and images")
+    parser.option(parser, "--data", str | None, None, "images (a folder) or texts (SCHEME:PATH) to compare features on")
+    parser.option(parser, "--examples", int, 64, "of them")
+    parser.option(parser, "--seed", int, 0, "of what is drawn: rows, columns and examples")
     parser.option(parser, "--out", str | None, None, "folder to create")
     parser.option(parser, "--plots", Literal["png", "svg"], "png", "format of the plots in --out")
     parser.option(parser, "--format", TableFormat, "table", "how to print the table")
@@ -154,10 +155,10 @@ def _remarks(analysis: Any) -> list[str]:
         lines.append(f"angles of {count} layers are between {limit} drawn rows or columns (seed {seed})")
     for note in dict.fromkeys(layer.note for layer in analysis.layers if layer.note):
         lines.append(f"no adapted weight: {note}")
-    if analysis.cka is not None:
+    if analysis.cka is not None and any(x.movement or x.projections for x in analysis.layers):
         same = [analysis.cka.values[i][i] for i in range(len(analysis.cka.blocks))]
         lines.append(
-            f"CKA of features on {analysis.cka.samples} images, pre-trained and adapted, after the same block: "
+            f"CKA of features on {analysis.cka.samples} examples, pre-trained and adapted, after the same block: "
             f"{min(same):.3f} to {max(same):.3f}"
         )
     return lines

@@ -12,8 +12,9 @@ from peft import PeftConfig, PeftModel
 
 from orthotune.errors import InputError
 from orthotune.methods import METHODS
-from orthotune.models import AdaptedModel, build_classifier
+from orthotune.models import AdaptedModel
 from orthotune.models.adapt import adapter_config, load_adapter
+from orthotune.models.by_name import build_model, language_head
 from orthotune.models.weights import read_state_dict
 from orthotune.training.merging import relative_difference
 
@@ -27,16 +28,18 @@ def open_adapter(
     model_args: Mapping[str, Any] | None = None,
     classes: int | None = None,
 ) -> AdaptedModel:
-    """Load an image classifier's saved adapter, with its head, onto the model ``model``.
+    """Load a saved adapter, with its head, onto the model ``model``.
 
-    An adapter that holds no head is refused, unless ``classes`` says how many classes a new one is to have.
-    Raises InputError for a folder without an adapter, and a model that does not fit it.
+    An adapter without a head is refused, unless ``classes`` says how many classes a new one is to have, or the model is
+    a causal one. Raises InputError for a folder without an adapter, and a model that does not fit it.
     """
     folder = Path(folder)
     config = adapter_config(folder)
-    classifier = build_classifier(
+    head = language_head(model, config)
+    classifier = build_model(
         model,
-        _num_classes(config, folder, classes),
+        0 if head == "tokens" else _num_classes(config, folder, classes),
+        head=head,
         image_size=image_size,
         weights=weights,
         model_args=model_args,
@@ -52,16 +55,16 @@ def _method(config: PeftConfig) -> str:
 
 
 def _num_classes(config: Any, folder: Path, classes: int | None) -> int:
-    """Return the rows of the head's weight, the first matrix of a module saved whole; ``classes`` without one."""
+    """Return the rows of the head's last weight, the fewest among modules saved whole; ``classes`` without one."""
     state = read_state_dict(folder / "adapter_model.safetensors")
-    for module in config.modules_to_save or ():
-        for name, tensor in state.items():
-            if tensor.ndim == 2 and name.startswith(f"base_model.model.{module}."):
-                return len(tensor)
+    saved = tuple(f"base_model.model.{module}." for module in config.modules_to_save or ())
+    rows = [len(tensor) for name, tensor in state.items() if tensor.ndim == 2 and name.startswith(saved)]
+    if rows:
+        return min(rows)
     if classes is not None:
         return classes
     raise InputError(
-        f"adapter {str(folder)!r} holds no classifier head (modules_to_save), so it is not one of an image classifier; "
+        f"adapter {str(folder)!r} holds no classifier head (modules_to_save), so it is not one of a classifier; "
         "load the model in Python and call orthotune.export_to_lora"
     )
 

@@ -103,7 +103,7 @@ def build_classifier(
     if weights is not None and random_weights:
         raise InputError("--weights and --random-weights exclude each other: give one of them")
     torch.manual_seed(seed)
-    build = _build_transformers if _is_transformers(name) else _build_timm
+    build = _build_transformers if is_transformers(name) else _build_timm
     model = build(name, num_classes, image_size, weights is None and not random_weights, dict(model_args or {}))
     if weights is not None and Path(weights).suffix == ".npz":
         load_jax(model.module, model.head, weights, name)
@@ -127,7 +127,7 @@ def build_classifier(
 
 def empty_classifier(name: str, num_classes: int) -> Classifier:
     """The model ``name`` without weights, on the meta device: for counting its parameters."""
-    build = _build_transformers if _is_transformers(name) else _build_timm
+    build = _build_transformers if is_transformers(name) else _build_timm
     with torch.device("meta"):
         return build(name, num_classes, None, False, {})
 
@@ -149,7 +149,8 @@ def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
 
 
-def _is_transformers(name: str) -> bool:
+def is_transformers(name: str) -> bool:
+    """Whether a model is one of transformers: a folder that names its class, or a hub id that is not timm's."""
     if (Path(name) / "config.json").is_file():
         return "architectures" in json.loads((Path(name) / "config.json").read_text())
     return "/" in name and not name.startswith(("timm/", "hf-hub:", "hf_hub:", "local-dir:"))

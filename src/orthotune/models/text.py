@@ -23,6 +23,8 @@ _AUTO = {
 }
 #: what tokenizers without a limit say instead
 _NO_LIMIT = 1_000_000
+#: tokens of a text where nothing is said
+_LENGTH = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +51,23 @@ class TextModel(Classifier):
             return torch.stack([found.start_logits, found.end_logits], -1)
         return found.logits
 
+    def tokens(self, texts: list[tuple[str, ...]]) -> Any:
+        """A padded batch of texts, or of pairs of texts, cut after :attr:`length`."""
+        sides = (list(side) for side in zip(*texts, strict=True))
+        return self.processor(*sides, truncation=True, max_length=self.length, padding=True, return_tensors="pt")
+
     def random_inputs(self, count: int, seed: int = 0) -> Any:
         """``count`` texts of random tokens."""
         config: Any = self.module.config
-        shape = (count, min(16, self.preprocessing.max_length))  # type: ignore[attr-defined]
+        shape = (count, min(16, self.length))
         tokens = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+    @property
+    def length(self) -> int:
+        """The most tokens of a text: those of the preprocessing, where it was decided."""
+        assert isinstance(self.preprocessing, TextPreprocessing)
+        return self.preprocessing.max_length or self.max_length(None, _LENGTH)
 
     @property
     def longest(self) -> int | None:

@@ -31,6 +31,10 @@ class Instruction:
     input: str
     output: str
 
+    def texts(self) -> tuple[str, ...]:
+        """What a model is given in training: the prompt with its response."""
+        return (self.prompt() + self.output,)
+
     def prompt(self) -> str:
         """The text before the response."""
         return (PROMPT_WITH_INPUT if self.input else PROMPT).format(instruction=self.instruction, input=self.input)

@@ -27,6 +27,10 @@ class Sentences:
     second: str | None
     label: int | float
 
+    def texts(self) -> tuple[str, ...]:
+        """What a model is given: one text or two."""
+        return (self.first,) if self.second is None else (self.first, self.second)
+
 
 @dataclass(frozen=True)
 class Spec:

@@ -29,6 +29,10 @@ class Question:
     answers: tuple[str, ...]
     starts: tuple[int, ...]
 
+    def texts(self) -> tuple[str, ...]:
+        """What a model is given."""
+        return self.question, self.context
+
 
 def read_squad(path: Path, classes: Sequence[str] = ()) -> TextData:
     """A folder with the original's files, or one file, a fifth of whose articles (always the same) is the test."""
