@@ -128,7 +128,7 @@ class _Naming:
 _NAMING = {
     "cub200": _Naming("images", "{id:03d}.Species_{id}/Species_{id}_{number:04d}_{number}.jpg"),
     "nabirds": _Naming("images", "{id:04d}/{number:032x}.jpg", 0),
-    "flowers102": _Naming("jpg", "image_{number:05d}.jpg"),
+    "flowers102": _Naming(".", "jpg/image_{number:05d}.jpg"),
     "stanford_dogs": _Naming("Images", "n{id:08d}-breed_{id}/n{id:08d}_{number}.jpg", 0),
     "stanford_cars": _Naming(".", "car_ims/{number:06d}.jpg"),
 }

@@ -1,12 +1,13 @@
 """Every task of texts through ``orthotune fit``: CoLA, SST-2 and SQuAD on an encoder, instructions on a random Llama.
 
-    python benchmarks/text_tasks/run.py --encoder all-MiniLM-L6-v2 --data DATA --out runs/text-tasks
+    python benchmarks/text_tasks/run.py --encoder all-MiniLM-L6-v2 --data DATA --methods goft lora linear \
+        --lr 0.01 0.001 0.001 --out runs/text-tasks
 
 --encoder is a folder that transformers reads without network; --data holds ``glue/cola``, ``glue/sst2``, a file in
 SQuAD's format ``squad/*.json`` (split by article), one in the Alpaca format ``alpaca/*.json``, ``mmlu`` and
 ``vicuna/question.jsonl``. The Llama has random weights and a tokenizer built from the instructions: what becomes of it
-shows that the machinery works, and nothing else. The training sets are cut to --train-limit. A killed call continues
-where it stopped. Writes ``results.json`` and ``table.md``.
+shows that the machinery works, and nothing else; it learns under the first method alone. A killed call continues where
+it stopped. Writes ``results.json`` and ``table.md``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ from orthotune.training.files import write_json, write_text
 
 # nothing is chosen by validation: the last epoch is kept
 SHARED = {"validation": "none", "batch_size": 16, "weight_decay": 0.01, "clip": 1.0}
+TASKS: dict[str, dict[str, Any]] = {
+    "cola": {"max_length": 64, "epochs": 4},
+    "sst2": {"max_length": 64, "epochs": 2, "train_limit": 4000},
+    "squad": {"max_length": 256, "stride": 64, "epochs": 10, "batch_size": 8},
+    "instruct": {"max_length": 256, "epochs": 1},
+}
 
 
 def parse() -> argparse.Namespace:
@@ -36,38 +43,36 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--encoder", required=True, help="folder of a transformers encoder")
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--tasks", nargs="+", choices=["cola", "sst2", "squad", "instruct"], default=None)
-    parser.add_argument("--method", default="goft")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", default=["goft"])
+    parser.add_argument("--lr", nargs="+", type=float, help="of each method; its registry's otherwise")
     parser.add_argument("--head-lr", type=float, default=1e-3)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--train-limit", type=int, default=2000)
+    parser.add_argument("--epochs", type=int, help="instead of each task's own number")
     parser.add_argument("--mmlu-limit", type=int, default=2, help="questions of each subject")
     parser.add_argument("--new-tokens", type=int, default=16, help="of an answer")
     parser.add_argument("--device", default="auto")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.lr and len(args.lr) != len(args.methods):
+        parser.error(f"--lr has {len(args.lr)} rates for {len(args.methods)} methods")
+    return args
 
 
 def runs(args: argparse.Namespace) -> dict[str, FitConfig]:
-    """Return the settings of each task's run."""
+    """Return the settings of each run, by task and method."""
     squad, alpaca = (next((args.data / name).glob("*.json")) for name in ("squad", "alpaca"))
-    shared: dict[str, Any] = {"device": args.device, "epochs": args.epochs, "train_limit": args.train_limit, **SHARED}
-    encoder = {"model": args.encoder, "method": args.method, "lr": args.lr, "head_lr": args.head_lr, **shared}
-    wanted: dict[str, dict[str, Any]] = {
-        "cola": {**encoder, "data": f"glue:{args.data}/glue/cola", "max_length": 64},
-        "sst2": {**encoder, "data": f"glue:{args.data}/glue/sst2", "max_length": 64},
-        "squad": {**encoder, "data": f"squad:{squad}", "max_length": 256, "stride": 64},
-        "instruct": {
-            **shared,
-            "model": str(args.out / "llama"),
-            "method": args.method,
-            "data": f"alpaca:{alpaca}",
-            "max_length": 256,
-            "epochs": 1,
-        },
-    }
-    names = args.tasks or list(wanted)
-    return {name: FitConfig(out=str(args.out / name), **wanted[name]) for name in names}
+    data = {"cola": f"glue:{args.data}/glue/cola", "sst2": f"glue:{args.data}/glue/sst2"}
+    data |= {"squad": f"squad:{squad}", "instruct": f"alpaca:{alpaca}"}
+    found = {}
+    for task in args.tasks:
+        for i, method in enumerate(args.methods if task != "instruct" else args.methods[:1]):
+            values = {**SHARED, **TASKS[task], "data": data[task], "method": method, "device": args.device}
+            values["model"] = str(args.out / "llama") if task == "instruct" else args.encoder
+            if task != "instruct":
+                values |= {"head_lr": args.head_lr, "lr": args.lr[i] if args.lr else None}
+            if args.epochs is not None:
+                values["epochs"] = args.epochs
+            found[f"{task}-{method}"] = FitConfig(out=str(args.out / f"{task}-{method}"), **values)
+    return found
 
 
 def make_llama(folder: Path, data: str) -> None:
@@ -110,11 +115,28 @@ def after_tuning(args: argparse.Namespace, run: str) -> dict[str, Any]:
     return {"mmlu": found, "answers": len(answers)}
 
 
+def summary(metrics: Metrics) -> dict[str, Any]:
+    """Return what is kept of a run."""
+    keys = ("method", "lr", "head_lr", "epochs", "batch_size", "max_length", "seed")
+    return {
+        "settings": {key: metrics.config[key] for key in keys},
+        "data": metrics.data,
+        "parameters": metrics.parameters,
+        "test": metrics.test,
+        "last": metrics.curve[-1],
+        "train_seconds": metrics.train_seconds,
+        "step_seconds_median": metrics.step_seconds_median,
+        "versions": metrics.versions,
+    }
+
+
 def row(name: str, metrics: Metrics) -> str:
     """Return a line of the table."""
     data, test = metrics.data, metrics.test
     counts = [f"{data[part]['examples']:,}" if data[part] else "-" for part in ("train", "val", "test")]
-    scores = ", ".join(f"{k} {v:.3f}" for k, v in (test or metrics.best).items() if isinstance(v, float) and k != "lr")
+    scores = ", ".join(
+        f"{k} {v:.3f}" for k, v in (test or metrics.curve[-1]).items() if isinstance(v, float) and k != "lr"
+    )
     return (
         f"| {name} | {metrics.config['method']} | {' / '.join(counts)} | {metrics.parameters['adapter']:,} | "
         f"{metrics.train_seconds:.0f} s | {metrics.step_seconds_median:.2f} s | {scores} |"
@@ -127,12 +149,13 @@ def main() -> None:
     head = "| task | method | train / val / test | adapter parameters | training | update | scores |"
     lines, results = [head, "|---|---|---|---|---|---|---|"], {}
     for name, config in runs(args).items():
-        if name == "instruct" and not Path(config.model, "config.json").is_file():
+        task = name.partition("-")[0]
+        if task == "instruct" and not Path(config.model, "config.json").is_file():
             make_llama(Path(config.model), config.data)
         metrics = fit(config, resume=True)
-        lines.append(row(name, metrics))
-        results[name] = {"test": metrics.test, "best": metrics.best, "train_seconds": metrics.train_seconds}
-        if name == "instruct":
+        lines.append(row(task, metrics))
+        results[name] = summary(metrics)
+        if task == "instruct":
             results[name] |= after_tuning(args, config.out)
     write_json(args.out / "results.json", results)
     write_text(args.out / "table.md", "\n".join(lines) + "\n")
