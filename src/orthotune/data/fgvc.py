@@ -2,7 +2,7 @@
 
 The folder of CUB-200-2011, NABirds, Oxford Flowers, Stanford Dogs or Stanford Cars, with ``train.json``, ``val.json``
 and ``test.json`` beside the images: ``{file: class id}``. Files are relative to ``images/`` (the birds), ``Images/``
-(dogs) or to the folder itself (cars, flowers; also to the flowers' ``jpg/``). Class ids become 0, 1, ... in their order.
+(dogs) or to the folder itself (cars, flowers; or the flowers' ``jpg/``). Class ids become 0, 1, ... in their order.
 """
 
 from __future__ import annotations
