@@ -112,7 +112,9 @@ def after_tuning(args: argparse.Namespace, run: str) -> dict[str, Any]:
     how = Generation(max_new_tokens=args.new_tokens)
     answers = answer(run, args.data / "vicuna" / "question.jsonl", how, device=args.device)
     write_text(args.out / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in answers))
-    return {"mmlu": found, "answers": len(answers)}
+    shots = {key: found[key] for key in found if key.endswith("-shot")}
+    kept = {name: {k: v for k, v in scores.items() if k != "subjects"} for name, scores in shots.items()}
+    return {"mmlu": {"limit": found["limit"], "lm_eval": found["lm_eval"], **kept}, "answers": len(answers)}
 
 
 def summary(metrics: Metrics) -> dict[str, Any]:
@@ -134,12 +136,11 @@ def row(name: str, metrics: Metrics) -> str:
     """Return a line of the table."""
     data, test = metrics.data, metrics.test
     counts = [f"{data[part]['examples']:,}" if data[part] else "-" for part in ("train", "val", "test")]
-    scores = ", ".join(
-        f"{k} {v:.3f}" for k, v in (test or metrics.curve[-1]).items() if isinstance(v, float) and k != "lr"
-    )
+    scores = test or {key: metrics.curve[-1][key] for key in ("train_loss", "train_accuracy")}
+    shown = ", ".join(f"{key} {value:.3f}" for key, value in scores.items() if isinstance(value, float))
     return (
         f"| {name} | {metrics.config['method']} | {' / '.join(counts)} | {metrics.parameters['adapter']:,} | "
-        f"{metrics.train_seconds:.0f} s | {metrics.step_seconds_median:.2f} s | {scores} |"
+        f"{metrics.train_seconds:.0f} s | {metrics.step_seconds_median:.2f} s | {shown} |"
     )
 
 
