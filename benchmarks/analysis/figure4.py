@@ -94,8 +94,8 @@ def draw(rows: dict[str, list[dict[str, Any]]]) -> bytes:
             right.plot(range(1, len(curve) + 1), curve, marker="o", markersize=4, color=colour, label=name)
     left.set_yticks(range(len(rows)), rows)
     left.invert_yaxis()
-    left.set(xlabel="test accuracy, %", title="accuracy: seeds and mean")
-    right.set(xlabel="epoch", yscale="log", title="largest max |R$^T$R - I| of a layer, mean of the seeds")
+    left.set(xlabel="test accuracy, %: seeds and mean")
+    right.set(xlabel="epoch", yscale="log", ylabel="max |R$^T$R - I| of the worst layer")
     right.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     for axes in (left, right):
         axes.grid(alpha=0.25, which="both")

@@ -4,8 +4,7 @@
         --data cifar10 --image-size 64 --out runs/analysis
 
 Trains the runs of RUNS (finished ones are taken as they are), inspects each, and writes angles.json with the mean
-numbers, table.md, angles.png (pre-trained weights, projections of LoRA and AOFT) and qgoft.png (what the penalty
-leaves of orthogonality along training).
+numbers, table.md and angles.png (pre-trained weights, projections of LoRA and AOFT).
 """
 
 from __future__ import annotations
@@ -22,21 +21,12 @@ from orthotune.training import FitConfig, fit
 from orthotune.training.files import write_bytes, write_json, write_text
 from orthotune.training.run import open_run
 
-EPOCHS, QGOFT_EPOCHS = 10, 6
-STRENGTHS = ["0", "0.001", "0.1"]
+EPOCHS = 10
 RUNS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
     "aoft": {"method": "aoft"},
     "aoft-lr1e-3": {"method": "aoft", "lr": 1e-3},
     "rlrr": {"method": "rlrr"},
-    **{
-        f"qgoft-{s}": {
-            "method": "qgoft",
-            "epochs": QGOFT_EPOCHS,
-            "adapter": {"target_modules": "qv", "reg_lambda": float(s)},
-        }
-        for s in STRENGTHS
-    },
 }
 DRAWN = {"lora": "LoRA", "aoft": "AOFT, rate 0.01", "aoft-lr1e-3": "AOFT, rate 0.001"}
 
@@ -92,8 +82,7 @@ def summary(name: str, metrics: Any, analysis: Analysis) -> dict[str, Any]:
         },
         "relative_movement": statistics.fmean(m.relative for m in moved),
         "share_of_turning": statistics.fmean(m.angle_part**2 / m.relative**2 for m in moved if m.relative),
-        "defect": [entry.get("defect") for entry in metrics.curve],
-        "defect_mean": [entry.get("defect_mean") for entry in metrics.curve],
+        "train_seconds": metrics.train_seconds,
         "versions": metrics.versions,
         "data_sha256": metrics.data["sha256"],
         "base_sha256": metrics.base_sha256,
@@ -110,15 +99,11 @@ def table(results: list[dict[str, Any]]) -> str:
             cells = [f"{s['mean']:.1f} ± {s['deviation']:.1f}" if s else "-" for s in sides.values()]
             chance = " / ".join(f"{s['chance']:.1f}" if s else "-" for s in sides.values())
             lines.append(f"| {result['run']} | {name} | {cells[0]} | {cells[1]} | {chance} |")
-    lines += [
-        "",
-        "| run | test accuracy, % | moved, % | share of turning, % | defect: largest, mean |",
-        "|---|---|---|---|---|",
-    ]
+    lines += ["", "| run | test accuracy, % | moved, % | share of turning, % | training |", "|---|---|---|---|---|"]
     for r in results:
-        defect = f"{r['defect'][-1]:.2g}, {r['defect_mean'][-1]:.2g}" if r["defect"][-1] is not None else "-"
-        moved, turning = 100 * r["relative_movement"], 100 * r["share_of_turning"]
-        lines.append(f"| {r['run']} | {100 * r['test_accuracy']:.1f} | {moved:.1f} | {turning:.0f} | {defect} |")
+        shares = [100 * r[key] for key in ("test_accuracy", "relative_movement", "share_of_turning")]
+        cells = [f"{share:.1f}" for share in shares]
+        lines.append(f"| {r['run']} | {' | '.join(cells)} | {r['train_seconds']:.0f} s |")
     return "\n".join(lines) + "\n"
 
 
@@ -146,20 +131,6 @@ def draw_angles(found: dict[str, Analysis]) -> bytes:
     return rendered(figure)
 
 
-def draw_qgoft(results: list[dict[str, Any]]) -> bytes:
-    """The orthogonality defect of each epoch, for each strength of the penalty."""
-    figure = new_figure(8, 2.9)
-    for axes, key, title in zip(figure.subplots(1, 2), ("defect", "defect_mean"), ("largest", "mean"), strict=True):
-        for result, colour in zip(results, ("#0072B2", "#D55E00", "#009E73"), strict=False):
-            label = f"penalty {result['run'].removeprefix('qgoft-')}"
-            axes.plot(range(1, len(result[key]) + 1), result[key], marker="o", color=colour, label=label)
-        axes.set(xlabel="epoch", title=f"max |R$^T$R - I|, {title} over layers")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.25, which="both")
-    figure.axes[0].legend(frameon=False)
-    return rendered(figure)
-
-
 def main() -> None:
     args = parse()
     results, found = [], {}
@@ -171,9 +142,6 @@ def main() -> None:
     write_json(args.out / "angles.json", results)
     write_text(args.out / "table.md", table(results))
     write_bytes(args.out / "angles.png", draw_angles(found))
-    qgoft = [result for result in results if result["run"].startswith("qgoft")]
-    if qgoft:
-        write_bytes(args.out / "qgoft.png", draw_qgoft(qgoft))
     print(table(results))
 
 
