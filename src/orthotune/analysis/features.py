@@ -70,7 +70,7 @@ def features(model: nn.Module, names: Iterable[str], forward: Forward, batches: 
 
 def _pooled(output: Any, mask: Tensor | None) -> Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
-    if mask is not None:
+    if mask is not None and hidden.shape[:-1] == mask.shape:
         return ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).double().cpu()
     if hidden.ndim == 4:  # channels last in Swin, where the two dimensions before them are the square image's
         last = hidden.shape[1] == hidden.shape[2] != hidden.shape[3]
