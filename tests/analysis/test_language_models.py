@@ -73,7 +73,8 @@ def test_the_head_is_that_of_the_adapter_and_else_of_the_file(place: Path) -> No
     assert language_head(str(place / "bert")) == "classes"
     assert language_head(str(place / "llama")) == "tokens"
     assert language_head(str(place / "bert"), LoraConfig()) == "classes"
-    assert language_head(str(place / "llama"), LoraConfig(task_type="SEQ_CLS")) == "classes"
+    for task, head in (("SEQ_CLS", "classes"), ("QUESTION_ANS", "span"), ("CAUSAL_LM", "tokens")):
+        assert language_head(str(place / "llama"), LoraConfig(task_type=task)) == head
     assert language_head("vit_tiny_patch16_224") is None
     with pytest.raises(InputError, match=r"trained on a model for TOKEN_CLS; by name there are models for SEQ_CLS"):
         language_head(str(place / "bert"), LoraConfig(task_type="TOKEN_CLS"))
