@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(1, str(Path(__file__).parents[1]))
+
+import comparing
+
 from orthotune.analysis.angles import pair_angles
-from orthotune.analysis.plots import new_figure, rendered
+from orthotune.analysis.plots import BLUE, GREEN, GREY, ORANGE, new_figure, rendered
 from orthotune.analysis.projections import projections
 from orthotune.experiments.results import Result, load_results
 from orthotune.training.config import read_yaml
@@ -23,7 +28,7 @@ from orthotune.training.files import write_bytes, write_json, write_text
 from orthotune.training.run import open_run
 from orthotune.tuners.goft import GOFTLayer
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777", "#000000", "#AA4499")
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY, "#000000", "#AA4499")
 
 
 def measure(result: Result, weights: str | None) -> dict[str, Any]:
@@ -50,35 +55,19 @@ def measure(result: Result, weights: str | None) -> dict[str, Any]:
     }
 
 
-def spread(values: list[float], form: str = ".1f") -> str:
-    """Mean and standard deviation."""
-    return f"{statistics.fmean(values):{form}} ± {statistics.stdev(values) if len(values) > 1 else 0:{form}}"
-
-
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: means over seeds, extremes over seeds of lengths and cosines."""
-    lines = [
-        "| | adapter parameters | test accuracy, % | defect at the end, largest | mean | lengths of R's columns "
-        "| deviation of their angles from 90° | largest cosine |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = ["", "adapter parameters", "test accuracy, %", "defect at the end, largest", "mean"]
+    head += ["lengths of R's columns", "deviation of their angles from 90°", "largest cosine"]
+    lines = []
     for name, runs in rows.items():
-        accuracy = spread([100 * run["accuracy"] for run in runs])
-        defect, mean, deviation = (
-            statistics.fmean(values)
-            for values in (
-                [run["defect"][-1] for run in runs],
-                [run["defect_mean"][-1] for run in runs],
-                [run["deviation"] for run in runs],
-            )
-        )
+        defect, mean = (statistics.fmean(run[key][-1] for run in runs) for key in ("defect", "defect_mean"))
+        deviation = statistics.fmean(run["deviation"] for run in runs)
         shortest, longest = min(run["shortest"] for run in runs), max(run["longest"] for run in runs)
-        cosine = max(run["largest_cosine"] for run in runs)
-        lines.append(
-            f"| {name} | {runs[0]['parameters']:,} | {accuracy} | {defect:.2g} | {mean:.2g} | "
-            f"{shortest:.2f} to {longest:.2f} | {deviation:.2f}° | {cosine:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        cells = [name, f"{runs[0]['parameters']:,}", comparing.percent([run["accuracy"] for run in runs])]
+        cells += [f"{defect:.2g}", f"{mean:.2g}", f"{shortest:.2f} to {longest:.2f}", f"{deviation:.2f}°"]
+        lines.append([*cells, f"{max(run['largest_cosine'] for run in runs):.2f}"])
+    return comparing.table(head, lines) + "\n"
 
 
 def draw(rows: dict[str, list[dict[str, Any]]]) -> bytes:

@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -27,12 +26,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from folders import subset
+from processes import kill
 
 from orthotune.training.files import write_json, write_text
 
@@ -77,16 +76,6 @@ def start(file: Path) -> subprocess.Popen[bytes]:
     with file.with_suffix(".log").open("ab") as log:
         command = [sys.executable, "-m", "orthotune", "sweep", str(file)]
         return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the sweep and to everything that it started."""
-    for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        try:
-            os.kill(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
 
 
 def run_until(file: Path, enough: Callable[[], bool]) -> tuple[float, int]:

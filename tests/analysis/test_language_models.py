@@ -14,10 +14,12 @@ from orthotune.analysis.features import features
 from orthotune.analysis.source import batches, open_subject
 from orthotune.cli import main
 from orthotune.exporting.source import open_adapter
+from orthotune.models import build_classifier
 from orthotune.models.by_name import language_head
 from orthotune.texts.alpaca import PROMPT
 from orthotune.training import fit
 from tasks.tiny_text import BAD, GOOD, bert, config, llama, write_instructions, write_questions, write_reviews
+from training.tiny import MODEL_ARGS, write_digits
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +148,10 @@ def test_wrong_input_is_one_line(
     given = [part.replace("BERT", str(place / "bert")).replace("PLACE", str(place)) for part in arguments]
     assert main(["inspect", *given, "--device", "cpu"]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_with_the_name_of_a_scheme_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_digits(tmp_path / "glue")
+    monkeypatch.chdir(tmp_path)
+    classifier = build_classifier("vit_tiny_patch16_224", 3, image_size=16, random_weights=True, model_args=MODEL_ARGS)
+    assert next(batches("glue", 5, classifier)).shape == (5, 3, 16, 16)

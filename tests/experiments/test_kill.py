@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
 from experiments.tiny_sweep import ended, execute_here, schedule, start, sweep_values
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from processes import kill
 
 pytest.importorskip("ray.tune")
 pytestmark = pytest.mark.slow
@@ -22,16 +23,6 @@ pytestmark = pytest.mark.slow
 
 def records(out: Path) -> dict[str, dict[str, Any]]:
     return {p.parent.name: json.loads(p.read_text()) for p in out.glob("runs/*/trial.json")}
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to the driver and to everything that it started."""
-    for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        try:
-            os.kill(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
 
 
 def test_a_killed_sweep_goes_on(three: Path, tmp_path: Path) -> None:

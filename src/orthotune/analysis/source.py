@@ -21,7 +21,7 @@ from orthotune.methods import get_method
 from orthotune.models import Classifier
 from orthotune.models.by_name import build_model, language_head
 from orthotune.models.text import TextModel
-from orthotune.tasks import TEXT_SCHEMES
+from orthotune.tasks import TEXT_SCHEMES, task_of_data
 from orthotune.texts.data import source
 from orthotune.training.run import RunFolder, open_run
 
@@ -75,7 +75,7 @@ def batches(data: str, count: int, classifier: Classifier, seed: int = 0, size: 
     ``data`` is a folder of images, at any depth: (N, 3, S, S), normalised; or for a language model ``SCHEME:PATH``, all
     of its splits: a dict of (N, L) tensors. InputError for other data, and for fewer than two examples.
     """
-    is_text = data.partition(":")[0] in TEXT_SCHEMES
+    is_text = task_of_data(data, None) != "image"
     if isinstance(classifier, TextModel) != is_text:
         wanted = f"texts ({', '.join(f'{scheme}:PATH' for scheme in TEXT_SCHEMES)})" if not is_text else "images"
         raise InputError(f"--data is {data!r}, but {classifier.name} takes {wanted}")

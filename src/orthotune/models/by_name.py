@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orthotune.errors import InputError
@@ -74,7 +74,12 @@ def _language_config(name: str) -> Any:
 
 def _own_head(config: Any) -> Head:
     """What a model of these settings gives by its own file; of a bare one the head does not matter."""
-    return next((_HEADS[end] for name in config.architectures or () for end in _HEADS if name.endswith(end)), "classes")
+    return _head_of(config.architectures or ()) or "classes"
+
+
+def _head_of(classes: Iterable[str]) -> Head | None:
+    """What the first of transformers' classes gives whose name says it."""
+    return next((head for name in classes for end, head in _HEADS.items() if name.endswith(end)), None)
 
 
 def _adapter_head(adapter: Any, config: Any) -> Head:
@@ -83,7 +88,7 @@ def _adapter_head(adapter: Any, config: Any) -> Head:
     task = getattr(adapter.task_type, "value", adapter.task_type)
     if task is None and not trained_on:
         return _own_head(config)
-    found = _TASK_TYPES.get(task) if task else next((h for end, h in _HEADS.items() if trained_on.endswith(end)), None)
+    found = _TASK_TYPES.get(task) if task else _head_of([trained_on])
     if found is None:
         raise InputError(
             f"the adapter was trained on {trained_on or 'a model for ' + str(task)}; by name there are models for "
