@@ -104,10 +104,11 @@ def run(arguments: list[str]) -> int:
     config, switches = parse(arguments)
     from orthotune.tasks import task_class
     from orthotune.training.fitting import fit
+    from orthotune.training.metrics import validation_score
 
     metrics = fit(config, resume=switches["resume"], overwrite=switches["overwrite"], quiet=switches["quiet"])
     name, unit = metrics.metric.replace("_", " ").replace("top1", "accuracy"), task_class(config.task or "image").unit
-    score = next((v for k, v in metrics.best.items() if k.startswith("val_") and k != "val_loss"), None)
+    score = validation_score(metrics.best)
     if score is not None:
         print(f"best epoch {metrics.best['epoch']}: validation {name} {score:.2%}")
     if metrics.test is None:

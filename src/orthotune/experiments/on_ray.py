@@ -54,7 +54,8 @@ _OBJECT_STORE_BYTES = 100 << 20  # nothing but a few settings and scores is sent
 
 def train(config: dict[str, Any]) -> None:
     """Ray Tune's trainable: one run; ``config`` has the trial's fields, ``threads`` and ``report`` (epochs)."""
-    from orthotune.experiments.worker import execute, validation_score
+    from orthotune.experiments.worker import execute
+    from orthotune.training.metrics import validation_score
 
     def report(entry: dict[str, float]) -> None:
         tune.report({"epoch": entry["epoch"], "score": validation_score(entry), "loss": entry["val_loss"]})

@@ -15,6 +15,7 @@ from orthotune.experiments.plan import Trial
 from orthotune.experiments.results import FILE, Result
 from orthotune.training import FitConfig, Metrics, fit
 from orthotune.training.fitting import OnEpoch
+from orthotune.training.metrics import validation_score
 from orthotune.training.run import RunFolder
 
 
@@ -54,11 +55,6 @@ def _scores(trial: Trial, metrics: Metrics) -> dict[str, Any]:
         known = ", ".join(key for key, value in test.items() if isinstance(value, int | float))
         raise InputError(f"metric {trial.metric!r} is not among the test scores ({known})")
     return {"status": "finished", "score": test[trial.metric], "loss": test.get("loss")}
-
-
-def validation_score(entry: dict[str, Any]) -> float:
-    """The validation score in an entry of the curve: its one ``val_`` key besides the loss."""
-    return next(value for key, value in entry.items() if key.startswith("val_") and key != "val_loss")
 
 
 def describe(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,6 +67,11 @@ class Metrics:
             return cls(**json.loads(path.read_text()))
         except (OSError, json.JSONDecodeError, TypeError) as error:
             raise InputError(f"{str(path)!r} is not the metrics.json of an orthotune run: {error}") from error
+
+
+def validation_score(entry: Mapping[str, Any]) -> float | None:
+    """The validation score in an entry of the curve, its one ``val_`` key besides the loss; None without validation."""
+    return next((value for key, value in entry.items() if key.startswith("val_") and key != "val_loss"), None)
 
 
 @dataclass
